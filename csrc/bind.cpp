@@ -1,0 +1,127 @@
+// The only file that knows Python. Sizes are checked here, before any pointer is used; the rest trusts them.
+// Arrays come C-contiguous and of the right type from paretobit/native.py: nothing is converted or copied.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+#include <stdexcept>
+
+#include "kernels.h"
+#include "pack.h"
+#include "threads.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+template <class T, int kDims>
+using Array = nb::ndarray<T, nb::ndim<kDims>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Matrix = Array<T, 2>;
+using Codes = Matrix<const uint8_t>;
+using Halves = Matrix<const uint16_t>;
+using Release = nb::call_guard<nb::gil_scoped_release>;
+
+void require(bool holds, const char* what) {
+  if (!holds) throw std::invalid_argument(what);
+}
+
+template <class A>
+bool is_shape(const A& array, size_t rows, size_t columns) {
+  return array.shape(0) == rows && array.shape(1) == columns;
+}
+
+size_t groups_of(size_t columns, size_t group) {
+  require(columns > 0, "a matrix without columns");
+  require(group > 0, "a group of 0 columns");
+  return (columns - 1) / group + 1;
+}
+
+void pack(Codes codes, int levels, Matrix<uint8_t> out, int threads) {
+  const size_t rows = codes.shape(0), columns = codes.shape(1);
+  require(is_shape(out, rows, paretobit::row_bytes(levels, columns)), "packed rows of the wrong size");
+  paretobit::pack(codes.data(), rows, columns, levels, out.data(), threads);
+}
+
+void unpack(Codes packed, int levels, Matrix<uint8_t> out, int threads) {
+  const size_t rows = out.shape(0), columns = out.shape(1);
+  require(is_shape(packed, rows, paretobit::row_bytes(levels, columns)), "packed rows of the wrong size");
+  paretobit::unpack(packed.data(), rows, columns, levels, out.data(), threads);
+}
+
+void dequant(Codes codes, Halves scale, std::optional<Codes> zero, size_t group, float offset,
+             Matrix<float> out, int threads) {
+  const size_t rows = out.shape(0), columns = out.shape(1), groups = groups_of(columns, group);
+  require(is_shape(codes, rows, columns), "codes and output differ in shape");
+  require(is_shape(scale, rows, groups), "scales do not fit the groups");
+  require(!zero || is_shape(*zero, rows, groups), "zero points do not fit the groups");
+  paretobit::dequant(codes.data(), zero ? zero->data() : nullptr, {scale.data(), group, offset}, rows,
+                     columns, out.data(), threads);
+}
+
+void dequantize(Codes packed, Halves scale, std::optional<Codes> zero, int levels, size_t group, float offset,
+                Matrix<float> out, int threads) {
+  const size_t rows = out.shape(0), columns = out.shape(1), groups = groups_of(columns, group);
+  require(is_shape(packed, rows, paretobit::row_bytes(levels, columns)), "packed rows of the wrong size");
+  require(is_shape(scale, rows, groups), "scales do not fit the groups");
+  require(!zero || is_shape(*zero, rows, paretobit::row_bytes(levels, groups)),
+          "packed zero points of the wrong size");
+  paretobit::dequantize(packed.data(), zero ? zero->data() : nullptr, {scale.data(), group, offset}, levels,
+                        rows, columns, out.data(), threads);
+}
+
+void scale_search(Matrix<const float> w, std::optional<Array<const float, 1>> importance, int levels,
+                  size_t group, int kind, float offset, Array<const float, 1> coarse,
+                  Array<const float, 1> fine, Matrix<uint16_t> scale, std::optional<Matrix<uint8_t>> zero,
+                  Matrix<float> error, const std::string& isa, int threads) {
+  const size_t rows = w.shape(0), columns = w.shape(1), groups = groups_of(columns, group);
+  require(!importance || importance->shape(0) == columns, "importance does not fit the columns");
+  require(levels >= 2 && levels <= 256, "levels outside 2...256");
+  require(kind >= paretobit::kStored && kind <= paretobit::kMid, "unknown kind of zero point");
+  require(kind == paretobit::kStored || (offset >= 0.5f && offset <= 128.0f), "offset outside 0.5...128");
+  require(coarse.shape(0) >= 16 && coarse.shape(0) % 16 == 0, "coarse factors come in sixteens");
+  require(fine.shape(0) == 16, "there are 16 fine factors");
+  require(is_shape(scale, rows, groups) && is_shape(error, rows, groups), "outputs do not fit the groups");
+  require(zero.has_value() == (kind == paretobit::kStored),
+          "zero points are given exactly where they are stored");
+  require(!zero || is_shape(*zero, rows, groups), "zero points do not fit the groups");
+  const paretobit::SearchArgs args{w.data(),
+                                   importance ? importance->data() : nullptr,
+                                   rows,
+                                   columns,
+                                   group,
+                                   levels,
+                                   static_cast<paretobit::ZeroKind>(kind),
+                                   offset,
+                                   coarse.data(),
+                                   coarse.shape(0),
+                                   fine.data(),
+                                   scale.data(),
+                                   zero ? zero->data() : nullptr,
+                                   error.data()};
+  const paretobit::Kernels& kernels = paretobit::kernels(isa);
+  constexpr size_t kCost = 256;  // a weight is swept about as many times as would touch this many bytes
+  paretobit::parallel_rows(rows, kCost * columns, threads,
+                           [&](size_t first, size_t last) { kernels.search_rows(args, first, last); });
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.doc() = "paretobit's compiled part; use it through paretobit.native";
+  const auto as_is = [](const char* name) { return nb::arg(name).noconvert(); };
+  m.def("available", &paretobit::available);
+  m.def("pack", &pack, as_is("codes"), "levels"_a, as_is("out"), "threads"_a, Release());
+  m.def("unpack", &unpack, as_is("packed"), "levels"_a, as_is("out"), "threads"_a, Release());
+  m.def("dequant", &dequant, as_is("codes"), as_is("scale"), as_is("zero").none(), "group"_a, "offset"_a,
+        as_is("out"), "threads"_a, Release());
+  m.def("dequantize", &dequantize, as_is("packed"), as_is("scale"), as_is("zero").none(), "levels"_a,
+        "group"_a, "offset"_a, as_is("out"), "threads"_a, Release());
+  m.def("scale_search", &scale_search, as_is("w"), as_is("importance").none(), "levels"_a, "group"_a,
+        "kind"_a, "offset"_a, as_is("coarse"), as_is("fine"), as_is("scale"), as_is("zero").none(),
+        as_is("error"), "isa"_a, "threads"_a, Release());
+}

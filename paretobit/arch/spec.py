@@ -1,0 +1,164 @@
+"""What a decoder looks like, as data: dimensions, traits, and the taps where activations are born.
+
+A file in this folder holds one `FAMILY`: the facts about a `model_type` that its config.json leaves unsaid.
+`resolve(config)` merges the two into an `Arch`. Everything that walks a model (calibration, folding, the
+torch decoder, the native runtime, the checkpoint readers) reads the `Arch`; nothing else knows its name.
+
+Tensor names are Hugging Face's, since that is what users see: "model.layers.3.self_attn.q_proj.weight".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+EMBED, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a model_type means beyond its config.json. `None` = config.json's own key decides.
+
+    defaults:    config.json fields that the published configs leave out
+    qkv_bias:    biases on q, k, v (None: `attention_bias`, which then covers o too)
+    norm_offset: RMSNorm multiplies by (weight + norm_offset)
+    post_norms:  norms after attention and after the MLP, before the residual add (four norms a block)
+    scale_embedding: embeddings are multiplied by sqrt(hidden)
+    windows:     layers with a sliding window: "none", "all" or "some" (config.json says which)
+    gguf:        the `general.architecture` of its GGUF files; several families may share one
+    gguf_permuted: the GGUF stores q and k rows in interleaved-rope order
+    gguf_rename: GGUF block names that differ from the common map
+    """
+
+    model_type: str
+    gguf: str
+    aliases: tuple[str, ...] = ()
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    qkv_bias: bool | None = None
+    qk_norm: bool = False
+    post_norms: bool = False
+    norm_offset: float = 0.0
+    scale_embedding: bool = False
+    windows: str = "none"
+    gguf_permuted: bool = False
+    gguf_rename: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary embedding of one kind of layer: `kind` is default, linear, llama3 or yarn, with its `params`.
+
+    `params` is complete (nothing is left to a default); `arch.rope.frequencies` turns it into angles.
+    """
+
+    theta: float
+    kind: str = "default"
+    params: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A point where an activation is born: `producer` makes it, every tensor in `consumers` multiplies it.
+
+    kind: "norm", "heads", "ffn" or "residual"; width: channels of the activation.
+    """
+
+    name: str
+    producer: str
+    consumers: tuple[str, ...]
+    kind: str
+    width: int
+    experts: int | None = None
+
+
+@dataclass(frozen=True)
+class Arch:
+    """A resolved decoder: dimensions and traits, no weights.
+
+    ropes and windows have one entry a layer; a window is the number of newest positions a token attends to
+    (None = all). attn_scale multiplies q·k. activation is "silu" or "gelu_tanh".
+    """
+
+    model_type: str
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    norm_eps: float
+    activation: str
+    attn_scale: float
+    embed_scale: float
+    max_positions: int
+    tied: bool
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    post_norms: bool
+    norm_offset: float
+    ropes: tuple[Rope, ...]
+    windows: tuple[int | None, ...]
+
+    def prefix(self, layer: int) -> str:
+        return f"model.layers.{layer}."
+
+    def taps(self, layer: int) -> tuple[Tap, ...]:
+        """The block's taps in the order in which they are born."""
+        at = self.prefix(layer)
+        before_mlp = "pre_feedforward_layernorm" if self.post_norms else "post_attention_layernorm"
+        qkv = tuple(f"{at}self_attn.{x}_proj.weight" for x in "qkv")
+        gate_up = (f"{at}mlp.gate_proj.weight", f"{at}mlp.up_proj.weight")
+        return (
+            Tap(f"{at}attn_in", f"{at}input_layernorm.weight", qkv, "norm", self.hidden),
+            Tap(f"{at}o_in", qkv[2], (f"{at}self_attn.o_proj.weight",), "heads", self.heads * self.head_dim),
+            Tap(f"{at}mlp_in", f"{at}{before_mlp}.weight", gate_up, "norm", self.hidden),
+            Tap(f"{at}down_in", gate_up[1], (f"{at}mlp.down_proj.weight",), "ffn", self.intermediate),
+        )
+
+    @property
+    def head_tap(self) -> Tap:
+        return Tap("head_in", FINAL_NORM, (EMBED if self.tied else HEAD,), "norm", self.hidden)
+
+    def block_shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every tensor of one block."""
+        h, at = self.hidden, self.prefix(layer)
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        shapes: dict[str, tuple[int, ...]] = {
+            "self_attn.q_proj.weight": (q, h),
+            "self_attn.k_proj.weight": (kv, h),
+            "self_attn.v_proj.weight": (kv, h),
+            "self_attn.o_proj.weight": (h, q),
+            "mlp.gate_proj.weight": (self.intermediate, h),
+            "mlp.up_proj.weight": (self.intermediate, h),
+            "mlp.down_proj.weight": (h, self.intermediate),
+            "input_layernorm.weight": (h,),
+            "post_attention_layernorm.weight": (h,),
+        }
+        if self.post_norms:
+            shapes |= {"pre_feedforward_layernorm.weight": (h,), "post_feedforward_layernorm.weight": (h,)}
+        if self.qk_norm:
+            shapes |= {
+                "self_attn.q_norm.weight": (self.head_dim,),
+                "self_attn.k_norm.weight": (self.head_dim,),
+            }
+        if self.qkv_bias:
+            shapes |= {f"self_attn.{x}_proj.bias": (n,) for x, n in (("q", q), ("k", kv), ("v", kv))}
+        if self.o_bias:
+            shapes["self_attn.o_proj.bias"] = (h,)
+        if self.mlp_bias:
+            n = self.intermediate
+            shapes |= {"mlp.gate_proj.bias": (n,), "mlp.up_proj.bias": (n,), "mlp.down_proj.bias": (h,)}
+        return {at + name: shape for name, shape in shapes.items()}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every tensor of the model; a tied head is listed once, as the embedding."""
+        shapes: dict[str, tuple[int, ...]] = {EMBED: (self.vocab, self.hidden)}
+        for layer in range(self.layers):
+            shapes |= self.block_shapes(layer)
+        shapes[FINAL_NORM] = (self.hidden,)
+        if not self.tied:
+            shapes[HEAD] = (self.vocab, self.hidden)
+        return shapes

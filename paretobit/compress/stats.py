@@ -1,0 +1,81 @@
+"""TapStats: what calibration remembers of an activation. Sums over tokens (absmax: a maximum), so statistics merge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+HESSIAN, CROSS, ABSMAX, ABSMEAN = "hessian", "cross", "absmax", "absmean"
+MERGEABLE = (HESSIAN, ABSMAX, ABSMEAN)
+
+
+@dataclass
+class TapStats:
+    """Statistics of one tap over `n` tokens; a field that nobody asked for stays None.
+
+    absmax, absmean: (width,) largest |x| and sum of |x| of each channel
+    hessian: (width, width) sum of x xᵀ, float32
+    cross:   (width, width) sum of (x_full - x) xᵀ, where x_full is what the full-precision model has at this tap
+    factors: scratch for methods that factor the Hessian, shared by all consumers of the tap
+    """
+
+    width: int
+    n: int = 0
+    absmax: Tensor | None = None
+    absmean: Tensor | None = None
+    hessian: Tensor | None = None
+    cross: Tensor | None = None
+    factors: dict[object, Any] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls, width: int, needs: frozenset[str], device: torch.device | str = "cpu") -> TapStats:
+        """Zeros for the statistics named in `needs`."""
+        square, line = (width, width), (width,)
+        made = {
+            name: torch.zeros(shape, device=device) if name in needs else None
+            for name, shape in ((ABSMAX, line), (ABSMEAN, line), (HESSIAN, square), (CROSS, square))
+        }
+        return cls(width, 0, made[ABSMAX], made[ABSMEAN], made[HESSIAN], made[CROSS])
+
+    def add(self, x: Tensor, full: Tensor | None = None) -> None:
+        """Account for activations x (…, width); `full` are the full-precision model's, needed for `cross`."""
+        x = x.reshape(-1, self.width)
+        self.n += x.shape[0]
+        if self.hessian is not None:
+            add_gram(self.hessian, x)
+        if self.cross is not None and full is not None:
+            self.cross.addmm_((full.reshape(-1, self.width) - x).T, x)
+        if self.absmax is not None:
+            torch.maximum(self.absmax, x.abs().amax(0), out=self.absmax)
+        if self.absmean is not None:
+            self.absmean += x.abs().sum(0)
+
+    def complete(self) -> TapStats:
+        """Mirror the upper triangle that `add` keeps into the lower; call once, when all tokens are in."""
+        if self.hessian is not None:
+            self.hessian.copy_(self.hessian.triu() + self.hessian.triu(1).T)
+        return self
+
+    def merge(self, other: TapStats) -> None:
+        """Add the statistics of other tokens."""
+        self.n += other.n
+        for name in (HESSIAN, CROSS, ABSMEAN):
+            if getattr(self, name) is not None:
+                getattr(self, name).add_(getattr(other, name))
+        if self.absmax is not None and other.absmax is not None:
+            torch.maximum(self.absmax, other.absmax, out=self.absmax)
+
+
+def add_gram(gram: Tensor, x: Tensor, stripes: int = 4) -> None:
+    """gram += xᵀ x, upper triangle of stripes only: the rest is its mirror and would cost the same again.
+
+    gram (width, width), x (tokens, width). Work: (stripes + 1) / (2 * stripes) of the full product.
+    """
+    width = gram.shape[0]
+    step = -(-width // stripes) if width >= 512 else width
+    for start in range(0, width, step):
+        rows = slice(start, min(start + step, width))
+        gram[rows, start:].addmm_(x[:, rows].T, x[:, start:])

@@ -1,0 +1,97 @@
+"""The processes that work on one model in lockstep: one alone, or those that torchrun started."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paretobit.compress.stats import TapStats
+
+
+@dataclass(frozen=True)
+class World:
+    """`rank` of `size` processes. A world of one does nothing and costs nothing."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def reduce(self, stats: TapStats) -> None:
+        """Add up the statistics of all processes, in place, on every process."""
+        if self.size == 1:
+            return
+        import torch.distributed as dist
+
+        count = torch.tensor([stats.n], dtype=torch.int64, device=_device())
+        dist.all_reduce(count)
+        stats.n = int(count)
+        for value in (stats.hessian, stats.cross, stats.absmean):
+            if value is not None:
+                dist.all_reduce(value)
+        if stats.absmax is not None:
+            dist.all_reduce(stats.absmax, dist.ReduceOp.MAX)
+
+    def least(self, value: int) -> int:
+        """The smallest `value` of all processes."""
+        if self.size == 1:
+            return value
+        import torch.distributed as dist
+
+        least = torch.tensor([value], dtype=torch.int64, device=_device())
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+        return int(least)
+
+    def share(self, tensor: Tensor, owner: int) -> Tensor:
+        """The owner's tensor, on every process."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.broadcast(tensor, owner)
+        return tensor
+
+    def share_ids(self, ids: np.ndarray | None) -> np.ndarray:
+        """int64 (n, tokens): the leader's, on every process."""
+        if self.size == 1:
+            assert ids is not None
+            return ids
+        shape = torch.tensor((0, 0) if ids is None else ids.shape, device=_device())
+        rows, columns = self.share(shape, 0).tolist()
+        held = torch.empty(rows, columns, dtype=torch.int64) if ids is None else torch.from_numpy(ids)
+        return self.share(held.to(_device()), 0).cpu().numpy()
+
+    def wait(self) -> None:
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+
+    def leave(self) -> None:
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.destroy_process_group()
+
+
+def _device() -> str:
+    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+
+
+def join() -> World:
+    """The world torchrun describes in the environment (gloo on CPUs, nccl on GPUs); one process without it."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return World()
+    import torch.distributed as dist
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return World(dist.get_rank(), dist.get_world_size())

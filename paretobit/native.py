@@ -1,0 +1,178 @@
+"""The compiled part, behind checks. Every function equals its numpy definition bit for bit, on every ISA.
+
+Definitions: `packing` (bytes), `qtensor` (numbers), `scales` (the search). Callers use these functions; tests
+compare the two.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from paretobit import packing, scales
+from paretobit.errors import ParetobitError
+from paretobit.qtensor import QTensor
+from paretobit.scheme import Grid
+
+ISA_VARIABLE = "PARETOBIT_ISA"
+ZERO_KINDS = {"stored": 0, "twos": 1, "mid": 2}
+
+
+def available() -> tuple[str, ...]:
+    """The instruction sets that this machine and this build can use, best first; the last is "scalar"."""
+    return tuple(_module().available())
+
+
+def isa() -> str:
+    """The instruction set in use: the best available, or what PARETOBIT_ISA names.
+
+    Raises ParetobitError where that is not available here.
+    """
+    names, forced = available(), os.environ.get(ISA_VARIABLE, "")
+    if not forced:
+        return names[0]
+    if forced not in names:
+        raise ParetobitError(f"{ISA_VARIABLE}={forced} is not available here", hint=f"choose from {', '.join(names)}")
+    return forced
+
+
+def pack(codes: np.ndarray, levels: int, *, threads: int | None = None) -> np.ndarray:  # (out, in) -> (out, row_bytes)
+    """`packing.pack`."""
+    rows, columns = packing.matrix(codes, "codes")
+    out = np.empty((rows, packing.row_bytes(levels, columns)), np.uint8)
+    _call("pack", np.ascontiguousarray(codes), levels, out, _threads(threads))
+    return out
+
+
+def unpack(packed: np.ndarray, levels: int, columns: int, *, threads: int | None = None) -> np.ndarray:
+    """`packing.unpack`: codes uint8 (out, in) from packed uint8 (out, row_bytes)."""
+    rows, width = packing.matrix(packed, "packed rows")
+    packing.check_width(width, levels, columns)
+    out = np.empty((rows, columns), np.uint8)
+    _call("unpack", np.ascontiguousarray(packed), levels, out, _threads(threads))
+    return out
+
+
+def dequant(q: QTensor, *, threads: int | None = None) -> np.ndarray:  # (out, in) float32
+    """`q.dequant()`."""
+    rows, columns = packing.matrix(q.codes, "codes")
+    groups = q.grid.groups(columns)
+    out = np.empty((rows, columns), np.float32)
+    zero = None if q.zero is None else np.ascontiguousarray(q.zero)
+    _check_scale(q.scale, rows, groups)
+    if zero is not None and packing.matrix(zero, "zero points") != (rows, groups):
+        raise ParetobitError(f"zero points of shape {zero.shape}", hint=f"this matrix takes {(rows, groups)}")
+    codes, offset = np.ascontiguousarray(q.codes), 0.0 if zero is not None else q.grid.offset
+    _call("dequant", codes, _words(q.scale), zero, q.grid.group or columns, offset, out, _threads(threads))
+    return out
+
+
+def dequantize(
+    packed: np.ndarray,
+    scale: np.ndarray,
+    zero: np.ndarray | None,
+    levels: int,
+    group: int | None,
+    columns: int,
+    offset: float,
+    *,
+    threads: int | None = None,
+) -> np.ndarray:  # (out, in) float32
+    """`QTensor.dequant()` straight from stored bytes: unpacking and multiplying a row at a time.
+
+    packed: uint8 (out, row_bytes(levels, columns)); scale: float16 (out, groups), finite; zero: packed too, uint8
+    (out, row_bytes(levels, groups)), or None, and then `offset` is subtracted from every code; group: columns
+    that share a scale, None = the whole row. Raises ParetobitError on bytes, shapes or scales that the format
+    does not allow.
+    """
+    rows, width = packing.matrix(packed, "packed rows")
+    packing.check_width(width, levels, columns)
+    group = columns if group is None else group
+    if group < 1:
+        raise ParetobitError(f"groups of {group} columns", hint="give the columns that share a scale")
+    groups = -(-columns // group)
+    _check_scale(scale, rows, groups)
+    if zero is not None:
+        zero_rows, zero_width = packing.matrix(zero, "packed zero points")
+        packing.check_width(zero_width, levels, groups)
+        if zero_rows != rows:
+            raise ParetobitError(f"zero points of {zero_rows} rows for {rows}", hint="the file is damaged")
+        zero = np.ascontiguousarray(zero)
+    out = np.empty((rows, columns), np.float32)
+    packed = np.ascontiguousarray(packed)
+    _call("dequantize", packed, _words(scale), zero, levels, min(group, columns), offset, out, _threads(threads))
+    return out
+
+
+def scale_search(
+    w: np.ndarray, importance: np.ndarray | None, grid: Grid, *, threads: int | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """(scale float16 (out, groups), zero uint8 (out, groups) or None) with the least weighted squared error.
+
+    w: float32 (out, in), finite; importance: float32 (in,), finite, at least 0, or None for all ones. See `scales`.
+    Raises ParetobitError on other inputs.
+    """
+    return scale_search_with_error(w, importance, grid, threads=threads)[:2]
+
+
+def scale_search_with_error(
+    w: np.ndarray, importance: np.ndarray | None, grid: Grid, *, threads: int | None = None
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """`scales.scale_search_with_error`: third comes each group's error, float32 (out, groups)."""
+    h = scales.checked(w, importance, grid)
+    rows, columns = w.shape
+    groups = grid.groups(columns)
+    scale, error = np.empty((rows, groups), np.uint16), np.empty((rows, groups), np.float32)
+    stored = grid.zero == "stored"
+    zero = np.empty((rows, groups), np.uint8) if stored else None
+    offset = 0.0 if stored else grid.offset
+    at = (
+        grid.levels,
+        min(grid.group or columns, columns),
+        ZERO_KINDS[grid.zero],
+        offset,
+        *scales.factors(grid),
+    )
+    _call("scale_search", np.ascontiguousarray(w), h, *at, scale, zero, error, isa(), _threads(threads))
+    return scale.view(np.float16), zero, error
+
+
+def _module() -> Any:
+    try:
+        from paretobit import _native
+    except ImportError as why:
+        raise ParetobitError(
+            f"the compiled part of paretobit cannot be loaded ({why})",
+            hint="install the package with a C++17 compiler at hand: pip install .",
+        ) from None
+    return _native
+
+
+def _call(name: str, *arguments: Any) -> None:
+    """Run a compiled function. Its ValueError is what only the data can show: the shapes were checked before."""
+    function: Callable[..., None] = getattr(_module(), name)
+    try:
+        function(*arguments)
+    except ValueError as why:
+        raise packing.outside(str(why)) if name == "pack" else packing.damaged(str(why)) from None
+
+
+def _threads(asked: int | None) -> int:
+    if asked is not None:
+        return max(1, asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_scale(scale: np.ndarray, rows: int, groups: int) -> None:
+    if scale.dtype != np.float16 or scale.shape != (rows, groups):
+        raise ParetobitError(
+            f"scales of shape {scale.shape}, {scale.dtype}",
+            hint=f"this matrix takes {(rows, groups)}, float16",
+        )
+
+
+def _words(scale: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(scale).view(np.uint16)

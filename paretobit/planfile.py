@@ -1,0 +1,150 @@
+"""The decision: which scheme and method every tensor gets. A Plan is JSON, validated on the way in."""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from paretobit.arch import Arch
+from paretobit.arch.spec import EMBED, HEAD
+from paretobit.errors import ParetobitError
+from paretobit.scheme import Scheme, parse, spell, wider
+from paretobit.work import parse_json
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One tensor's decision. `params` are the method's own, only those that differ from its defaults."""
+
+    scheme: Scheme
+    method: str
+    params: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Scheme, method and params of every matrix of one model (`model`: the checkpoint's hash)."""
+
+    model: str
+    layers: Mapping[str, Layer]
+    transforms: tuple[Mapping[str, object], ...] = ()
+    kv: str | None = None
+    budget: Mapping[str, float] | None = None
+    hardware: str | None = None
+    predicted: Mapping[str, float] = field(default_factory=dict)
+    version: int = PLAN_VERSION
+
+    def to_json(self) -> str:
+        layers = {
+            name: {"scheme": spell(layer.scheme), "method": layer.method, "params": dict(layer.params)}
+            for name, layer in self.layers.items()
+        }
+        facts = {
+            "version": self.version,
+            "model": self.model,
+            "transforms": [dict(t) for t in self.transforms],
+            "layers": layers,
+            "kv": self.kv,
+            "budget": self.budget and dict(self.budget),
+            "hardware": self.hardware,
+            "predicted": dict(self.predicted),
+        }
+        return json.dumps(facts, indent=1, sort_keys=True) + "\n"
+
+
+def matrices(arch: Arch) -> list[str]:
+    """Every tensor that a plan must decide on: embedding, the blocks' matrices, an untied head."""
+    return [name for name, shape in arch.shapes().items() if len(shape) == 2]
+
+
+def is_embedding(name: str) -> bool:
+    return name in (EMBED, HEAD)
+
+
+def uniform(
+    arch: Arch,
+    model: str,
+    to: str,
+    embed: str | None,
+    method: str,
+    embed_method: str,
+    params: Mapping[str, Mapping],
+) -> Plan:
+    """One scheme for every block matrix; embedding and head one step wider, or `embed`. params: by method name.
+
+    embed_method rounds the embedding; a head of its own has statistics like any matrix and takes `method`.
+    """
+    scheme = parse(to)
+    embedding = parse(embed) if embed else wider(scheme)
+    block = Layer(scheme, method, params.get(method, {}))
+    ends = {
+        EMBED: Layer(embedding, embed_method, params.get(embed_method, {})),
+        HEAD: Layer(embedding, method, params.get(method, {})),
+    }
+    return Plan(model, {name: ends.get(name, block) for name in matrices(arch)})
+
+
+def read_plan(text: str | bytes, source: str) -> Plan:
+    """Parse and validate. Raises ParetobitError naming `source` and the field."""
+    facts = parse_json(text, source)
+    if type(facts.get("version")) is not int or facts["version"] != PLAN_VERSION:
+        raise ParetobitError(
+            f"{source}: plan version {reprlib.repr(facts.get('version'))}, expected {PLAN_VERSION}",
+            hint="make the plan again with this paretobit",
+        )
+    layers = facts.get("layers")
+    if not isinstance(layers, dict) or not isinstance(facts.get("model"), str):
+        raise _bad(source, "'layers' or 'model' is missing")
+    for name in ("budget", "predicted"):
+        if facts.get(name) is not None and not _numbers(facts[name]):
+            raise _bad(source, f"'{name}' does not hold numbers by name")
+    for name in ("kv", "hardware"):
+        if facts.get(name) is not None and not isinstance(facts[name], str):
+            raise _bad(source, f"'{name}' is not a text")
+    transforms = facts.get("transforms", [])
+    if not isinstance(transforms, list) or not all(isinstance(t, dict) for t in transforms):
+        raise _bad(source, "'transforms' is not a list of objects")
+    return Plan(
+        model=facts["model"],
+        layers={name: _layer(name, value, source) for name, value in layers.items()},
+        transforms=tuple(transforms),
+        kv=facts.get("kv"),
+        budget=facts.get("budget"),
+        hardware=facts.get("hardware"),
+        predicted=facts.get("predicted") or {},
+    )
+
+
+def _bad(source: str, what: str) -> ParetobitError:
+    return ParetobitError(f"{source}: {what}", hint="take the plan.json of a packed model")
+
+
+def _numbers(value: object) -> bool:
+    return isinstance(value, dict) and all(type(n) in (int, float) and math.isfinite(n) for n in value.values())
+
+
+def _layer(name: str, value: object, source: str) -> Layer:
+    if not isinstance(value, dict) or not all(isinstance(value.get(k), str) for k in ("scheme", "method")):
+        raise _bad(source, f"layer {name[:100]} has no scheme or method")
+    params = value.get("params", {})
+    if not isinstance(params, dict) or not value["method"].isidentifier():
+        raise _bad(source, f"layer {name[:100]}: bad method or params")
+    try:
+        scheme = parse(value["scheme"])
+    except ParetobitError as why:
+        raise ParetobitError(f"{source}: layer {name[:100]}: {why.message}", hint=why.hint) from None
+    return Layer(scheme, value["method"], params)
+
+
+def check_covers(plan: Plan, arch: Arch, source: str) -> None:
+    """Raise unless the plan decides on exactly this architecture's matrices."""
+    wanted, given = set(matrices(arch)), set(plan.layers)
+    if wanted != given:
+        odd = sorted(wanted ^ given)[0]
+        what = "is missing from" if odd in wanted else "is unknown to the model but stands in"
+        raise ParetobitError(f"{odd} {what} {source}", hint="use a plan made for this model")

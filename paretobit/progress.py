@@ -1,0 +1,59 @@
+"""Progress on stderr: what runs, how far, and how long it will still take."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Advance = Callable[[float], None]
+
+
+@contextmanager
+def progress(what: str, total: float) -> Iterator[Advance]:
+    """Show `what` until the block ends; call the yielded function with the amount of work just done.
+
+    A terminal gets a bar with the time left; anything else gets one line at every tenth of the way.
+    """
+    if not leads():
+        yield lambda amount: None
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
+                   TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda amount: bar.advance(task, amount)
+    else:
+        yield _lines(what, total)
+
+
+def _lines(what: str, total: float) -> Advance:
+    import time
+
+    start, done, shown = time.monotonic(), 0.0, 0
+
+    def advance(amount: float) -> None:
+        nonlocal done, shown
+        done += amount
+        tenth = int(10 * done / total) if total else 10
+        if tenth > shown:
+            shown = tenth
+            left = (time.monotonic() - start) * (total - done) / done
+            print(f"{what}: {10 * tenth} %, about {left:.0f} s left", file=sys.stderr, flush=True)
+
+    return advance
+
+
+def leads() -> bool:
+    """Of several processes that torchrun started, one speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(line: str) -> None:
+    """One line of log on stderr."""
+    if leads():
+        print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,44 @@
+"""The quantized tensor. `dequant()` is the definition of the number: kernels, torch code and exporters obey it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from paretobit.scheme import Grid
+
+
+@dataclass(frozen=True)
+class QTensor:
+    """A matrix of codes on a grid.
+
+    codes: uint8 (out, in); scale: float16 (out, groups); zero: uint8 (out, groups) or None where the grid has no
+    stored zero point.
+    """
+
+    codes: np.ndarray
+    scale: np.ndarray
+    zero: np.ndarray | None
+    grid: Grid
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self.codes.shape
+        return rows, columns
+
+    def dequant(self, rows: slice = slice(None)) -> np.ndarray:  # (rows, in) float32
+        """float32 (rows, in): scale * (code - zero), each product rounded once to float32."""
+        codes = self.codes[rows].astype(np.float32)
+        columns = codes.shape[1]
+        scale = spread(self.scale[rows].astype(np.float32), self.grid, columns)
+        if self.zero is None:
+            return scale * (codes - np.float32(self.grid.offset))
+        return scale * (codes - spread(self.zero[rows].astype(np.float32), self.grid, columns))
+
+
+def spread(per_group: np.ndarray, grid: Grid, columns: int) -> np.ndarray:  # (out, groups) -> (out, columns)
+    """Repeat each group's value over its columns; a ragged last group takes what is left of the row."""
+    if grid.group is None:
+        return np.broadcast_to(per_group, (per_group.shape[0], columns))
+    return np.repeat(per_group, min(grid.group, columns), axis=1)[:, :columns]

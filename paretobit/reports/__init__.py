@@ -1,0 +1,1 @@
+"""What was measured: `Result` rows, and the report that is a pure function of them."""

@@ -1,0 +1,134 @@
+"""Grids, schemes and their grammar: `w3g64`, `w2`, `w1.58`, `w8a8`, `bf16`.
+
+A `Grid` says which values a weight may take; a `Scheme` pairs a weight grid with an optional activation
+grid. Both are plain facts: no method, no code path hangs on them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from paretobit.errors import ParetobitError
+
+LEVELS = {1: 2, 1.58: 3, 2: 4, 3: 8, 4: 16, 5: 32, 6: 64, 8: 255}
+FLOATS = ("bf16", "fp16", "fp32")
+SPELLING = re.compile(
+    r"w(?P<bits>1\.58|[1-9][0-9]?)(?:t(?P<trellis>[48])?(?P<is_trellis>))?"
+    r"(?:g(?P<group>[1-9][0-9]{0,7}))?(?P<zero>[sz])?(?P<act>a8)?"
+)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The values a weight may take: `scale * (code - zero)` for affine grids.
+
+    kind:   "affine", "lut", "trellis" or "float" (stored as it is: bf16, fp16, fp32)
+    bits:   nominal bits a code (1.58 for three levels)
+    levels: number of codes; 8 bits have 255, so that code - zero stays in [-127, 127]
+    group:  columns that share a scale; None = the whole row. The last group of a row may be ragged.
+    zero:   "mid" ((levels - 1) / 2), "twos" (2^(bits-1)) or "stored" (an integer code per group)
+    """
+
+    kind: str
+    bits: float
+    levels: int
+    group: int | None = None
+    zero: str = "twos"
+
+    def groups(self, columns: int) -> int:
+        """Scales per row of `columns` weights."""
+        return 1 if self.group is None else math.ceil(columns / self.group)
+
+    @property
+    def offset(self) -> float:
+        """What is subtracted from a code when the zero point is not stored."""
+        return (self.levels - 1) / 2 if self.zero == "mid" else float(1 << round(self.bits) >> 1)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How one tensor is stored (`weight`) and what multiplies it (`activation`, None = float)."""
+
+    weight: Grid
+    activation: Grid | None = None
+
+    def __str__(self) -> str:
+        return spell(self)
+
+
+INT8_ACTIVATION = Grid("affine", 8, 255, None, "mid")
+
+
+def parse(text: str) -> Scheme:
+    """The scheme that `text` spells. Raises ParetobitError on anything outside the grammar."""
+    if text in FLOATS:
+        return Scheme(Grid(text, 32 if text == "fp32" else 16, 0, None, "mid"))
+    match = SPELLING.fullmatch(text)
+    if match is None:
+        raise ParetobitError(
+            f"'{text}' is not a scheme",
+            hint="write w<bits>[g<group>][s|z][a8], for example w3g64, w4g128, w8 or bf16",
+        )
+    bits: float = float(match["bits"]) if "." in match["bits"] else int(match["bits"])
+    if bits not in LEVELS:
+        raise ParetobitError(f"'{text}': {match['bits']} bits are not supported", hint=f"choose from {sorted(LEVELS)}")
+    group = int(match["group"]) if match["group"] else None
+    if group is not None and group < 16:
+        raise ParetobitError(f"'{text}': groups start at 16 columns", hint=f"w{match['bits']}g16 is the finest")
+    activation = INT8_ACTIVATION if match["act"] else None
+    if match["is_trellis"] is not None:
+        return Scheme(_trellis(text, bits, match), activation)
+    if match["zero"] == "z" and (bits == 8 or bits < 2):
+        raise ParetobitError(
+            f"'{text}': {match['bits']} bits have no stored zero point", hint=f"use {text.replace('z', '')}"
+        )
+    zero = "stored" if _stored_zero(bits, group, match["zero"]) else symmetric_zero(bits)
+    return Scheme(Grid("affine", bits, LEVELS[bits], group, zero), activation)
+
+
+def _trellis(text: str, bits: float, match: re.Match) -> Grid:
+    if bits not in (1, 2, 3, 4) or match["group"] or match["zero"]:
+        raise ParetobitError(
+            f"'{text}' is not a trellis", hint="w1t, w2t, w3t and w4t take neither group nor zero point"
+        )
+    window = int(match["trellis"] or 8)
+    return Grid("trellis", bits, 1 << window, None, "mid")
+
+
+def _stored_zero(bits: float, group: int | None, letter: str | None) -> bool:
+    if letter is not None:
+        return letter == "z"
+    return 2 <= bits <= 4 and group is not None
+
+
+def symmetric_zero(bits: float) -> str:
+    """ParetoQ's grids: half steps at 1 and 2 bits, two's complement above; 255 levels are symmetric at 8."""
+    return "twos" if bits in (3, 4, 5, 6) else "mid"
+
+
+def spell(scheme: Scheme) -> str:
+    """The shortest text that parses back to `scheme`."""
+    grid = scheme.weight
+    if grid.kind in FLOATS:
+        return grid.kind
+    act = "a8" if scheme.activation else ""
+    if grid.kind == "trellis":
+        return f"w{grid.bits:g}t{'' if grid.levels == 256 else 4}{act}"
+    group = "" if grid.group is None else f"g{grid.group}"
+    default = _stored_zero(grid.bits, grid.group, None)
+    letter = "" if (grid.zero == "stored") == default else ("s" if default else "z")
+    return f"w{grid.bits:g}{group}{letter}{act}"
+
+
+def wider(scheme: Scheme) -> Scheme:
+    """The default for embedding and head: the same family, one step wider, at most 8 bits."""
+    grid = scheme.weight
+    if grid.kind in FLOATS:
+        return scheme
+    if grid.kind == "trellis":
+        return parse("w4t")
+    step = {1: 2, 1.58: 4, 2: 4, 3: 4, 4: 6, 5: 6, 6: 8, 8: 8}[grid.bits]
+    group = "" if grid.group is None else f"g{grid.group}"
+    return parse(f"w{step}{group}")

@@ -1,0 +1,1 @@
+"""One file a verb: the function people call from Python, and the command that wraps it."""

@@ -1,0 +1,237 @@
+"""eval: a packed model against its original, on text and tasks nobody calibrated on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from paretobit.errors import ParetobitError
+from paretobit.progress import progress, say
+from paretobit.verbs.needs import torch_or_hint
+from paretobit.verbs.verb import Option, Verb
+
+if TYPE_CHECKING:
+    from paretobit.artifact import Artifact
+    from paretobit.checkpoint.base import Checkpoint
+    from paretobit.evals.divergence import Comparison
+    from paretobit.evals.perplexity import Logits
+    from paretobit.evals.tasks import TaskResult
+    from paretobit.runtime.tokenizer import Tokenizer
+
+Figure = tuple[str, float | None, float | None, int, str]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What eval measured. text: None where only tasks ran; tasks: one a file; difference: against --versus, paired.
+
+    size_bytes, other_bytes, bits_per_weight: None where the model is not a packed one.
+    """
+
+    model: str
+    size_bytes: int | None
+    other_bytes: int | None
+    bits_per_weight: float | None
+    text: Comparison | None
+    tasks: tuple[TaskResult, ...] = ()
+    difference: dict[str, Any] | None = None
+    seconds: float = field(default=0.0, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        sizes = {key: getattr(self, key) for key in ("model", "size_bytes", "other_bytes", "bits_per_weight")}
+        measured = self.text.to_json() if self.text else {}
+        return {
+            **sizes,
+            **measured,
+            "tasks": [task.to_json() for task in self.tasks],
+            "difference": self.difference,
+        }
+
+    def __str__(self) -> str:
+        return show(self)
+
+
+def evaluate(
+    out: str,
+    *,
+    against: Annotated[str | None, Option("The original model; without it there is perplexity only.")] = None,
+    text: Annotated[str | None, Option("Held-out text: FILE.txt or FILE.jsonl with a field text.")] = None,
+    tasks: Annotated[tuple[str, ...], Option("Task file (JSONL, see docs/evaluation.md); may be repeated.")] = (),
+    versus: Annotated[str | None, Option("Another packed model, compared pairwise on the same windows.")] = None,
+    windows: Annotated[int, Option("At most this many windows of 512 tokens; 0 = the whole text.")] = 80,
+    rows: Annotated[int, Option("At most this many rows a task, evenly spaced; 0 = all.")] = 0,
+    device: Annotated[str | None, Option("cpu or cuda (default: cuda where there is one).")] = None,
+) -> Evaluation:
+    """Measure a packed model: perplexity, KL divergence to the original, agreement, tasks.
+
+    Results are appended to OUT/results.jsonl and to its model card. Raises ParetobitError on bad input.
+    """
+    import time
+
+    from paretobit.artifact import Artifact
+    from paretobit.checkpoint import open_model
+    from paretobit.evals.divergence import paired
+
+    torch_or_hint("eval")
+    if text is None and not tasks:
+        raise ParetobitError("nothing to evaluate on", hint="add --text FILE.txt or --tasks FILE.jsonl")
+    if versus is not None and (against is None or text is None):
+        raise ParetobitError("--versus compares two models on --text against --against", hint="give both")
+    started = time.monotonic()
+    source = open_model(out)
+    candidate, tokenizer = open_decoder(source, device)
+    original = open_model(against) if against else None
+    reference = open_decoder(original, device)[0] if original else None
+    compared = difference = None
+    if text is not None:
+        compared = _compare(out, candidate, reference, tokenizer, Path(text), windows)
+        if versus is not None:
+            other = open_decoder(open_model(versus), device)[0]
+            rival = _compare(versus, other, reference, tokenizer, Path(text), windows)
+            difference = {"versus": versus} | paired(compared, rival)
+    context = source.arch.max_positions
+    scored = tuple(_score(out, candidate, reference, tokenizer, Path(task), rows or None, context) for task in tasks)
+    packed = source if isinstance(source, Artifact) else None
+    seconds = time.monotonic() - started
+    result = Evaluation(out, None, None, None, compared, scored, difference, seconds)
+    if packed:
+        sizes = {key: getattr(packed, key) for key in ("size_bytes", "other_bytes", "bits_per_weight")}
+        result = replace(result, **sizes)
+        limit = (f" --windows {windows}" if text else "") + (f" --rows {rows}" if rows else "")
+        _remember(packed, result, f" --against {original.name}" if original else "", text or "", tasks, limit)
+    return result
+
+
+def open_logits(name: str, device: str | None = None) -> tuple[Logits, Tokenizer]:
+    """(logits, tokenizer) of any model that paretobit opens: what evals and the lm-eval adapter call."""
+    from paretobit.checkpoint import open_model
+
+    torch_or_hint("eval")
+    return open_decoder(open_model(name), device)
+
+
+def open_decoder(source: Checkpoint, device: str | None) -> tuple[Logits, Tokenizer]:
+    """The torch decoder's logits, weights kept in memory where they fit into half of what is free."""
+    from paretobit import hardware
+    from paretobit.compress.model import Decoder
+    from paretobit.runtime.tokenizer import Tokenizer
+    from paretobit.verbs.needs import pick_device
+
+    keep = 2 * source.bits16 < hardware.memory_available() // 2
+    return Decoder(source, device=pick_device(device), keep=keep).logits, Tokenizer(source.companions)
+
+
+def _compare(
+    name: str, candidate: Logits, reference: Logits | None, tokenizer: Tokenizer, text: Path, limit: int
+) -> Comparison:
+    from paretobit.evals.divergence import compare
+    from paretobit.evals.text import WINDOW, encode_windows, read_text
+
+    held_out = read_text(text)
+    found = encode_windows(tokenizer, held_out, WINDOW, limit or None)
+    with progress(f"evaluating {name}", len(found)) as advance:
+        return compare(candidate, found, reference, bos_id=tokenizer.bos_id, advance=advance)
+
+
+def _score(
+    name: str,
+    candidate: Logits,
+    reference: Logits | None,
+    tokenizer: Tokenizer,
+    path: Path,
+    rows: int | None,
+    context: int,
+) -> TaskResult:
+    from paretobit.evals.tasks import evaluate_task, read_task
+
+    task = read_task(path, rows)
+    with progress(f"{task.name} on {name}", 1.0) as advance:
+        return evaluate_task(task, tokenizer, candidate, reference, max_tokens=context, advance=advance)
+
+
+def _remember(packed: Artifact, result: Evaluation, against: str, text: str, tasks: Sequence[str], limit: str) -> None:
+    """Append the figures to the model's results and renew its card; a folder that cannot be written only warns."""
+    from paretobit import hardware
+    from paretobit.artifact import RESULTS
+    from paretobit.reports.card import write_card
+    from paretobit.reports.results import Result, append
+
+    machine, found = hardware.describe().hash, []
+    for metric, value, stderr, n, measured_on in _figures(result, text, tasks):
+        if value is not None:
+            unit = "nats" if metric == "kl_divergence" else ""
+            command = f"paretobit eval THIS{against} {measured_on}{limit}"
+            found.append(Result(metric, value, unit, n, stderr, packed.hash, machine, command))
+    try:
+        append(packed.folder / RESULTS, found)
+        write_card(packed.folder)
+    except ParetobitError as why:
+        say(f"warning: the results are not kept: {why}")
+
+
+def _figures(result: Evaluation, text: str, tasks: Sequence[str]) -> Iterator[Figure]:
+    """(metric, value, stderr, samples, what it was measured on) of everything worth remembering."""
+    if result.text:
+        measured, n, on = result.text.to_json(), result.text.windows, f"--text {Path(text).name}"
+        kl = result.text.kl_divergence
+        if kl:
+            yield "kl_divergence", kl["mean"], kl["stderr"], n, on
+        for metric in ("perplexity", "same_top1", "next_token_accuracy", "next_token_accuracy_retained"):
+            yield metric, measured[metric], measured[f"{metric}_stderr"], n, on
+    for path, task in zip(tasks, result.tasks, strict=True):
+        measured, on = task.to_json(), f"--tasks {Path(path).name}"
+        value, stderr = measured[task.metric], measured[f"{task.metric}_stderr"]
+        yield f"{task.task} {task.metric}", value, stderr, measured["rows"], on
+        yield f"{task.task} retained", *task.retained, measured["rows"], on
+
+
+def show(result: Evaluation) -> str:
+    """The figures as people read them."""
+    from paretobit.sizes import human
+
+    lines = [result.model]
+    if result.size_bytes is not None:
+        lines.append(f"  size           {human(result.size_bytes)}, {result.bits_per_weight:.3f} bits per weight")
+    if result.text is not None:
+        lines += _text_lines(result.text)
+    for task in result.tasks:
+        lines.append(_task_line(task))
+    if result.difference:
+        kl, error = result.difference["kl_difference"], result.difference["kl_difference_stderr"]
+        lines.append(f"  versus {result.difference['versus']}: KL {kl:+.4f} ± {error or 0:.4f} nats (paired)")
+    return "\n".join(lines)
+
+
+def _text_lines(text: Comparison) -> list[str]:
+    lines = [f"  perplexity     {text.perplexity:.3f}"]
+    kl = text.kl_divergence
+    if kl is not None:
+        ratio, error = text.ln_perplexity_ratio
+        lines[0] += f" (original {text.reference_perplexity:.3f}, ln ratio {ratio:+.4f} ± {error or 0:.4f})"
+        lines.append(
+            f"  KL divergence  {kl['mean']:.4f} ± {kl['stderr'] or 0:.4f} nats; median {kl['median']:.4f}, "
+            f"99 % {kl['p99']:.3f}, 99.9 % {kl['p999']:.3f}, max {kl['max']:.3f}"
+        )
+        same, same_error = text.share("same_top1")
+        lines.append(f"  same top-1     {same:.2%} ± {same_error or 0:.2%}; RMS Δp {text.rms_delta_p:.2%}")
+    hit, retained = text.share("hit")[0], text.next_token_accuracy_retained
+    kept = "" if retained[0] is None else f", {retained[0]:.2%} ± {retained[1] or 0:.2%} of the original's"
+    lines.append(f"  next token     {hit:.2%} right{kept}")
+    lines.append(f"  measured on    {text.tokens} tokens: {text.protocol}")
+    return lines
+
+
+def _task_line(task: TaskResult) -> str:
+    measured = task.to_json()
+    line = f"  {task.task}: {task.metric} {measured[task.metric]:.2%} ± {measured[task.metric + '_stderr'] or 0:.2%}"
+    if task.reference is not None and task.flips is not None:
+        line += f" (original {measured['reference'][task.metric]:.2%}"
+        if task.retained[0] is not None:
+            line += f"; kept above chance {task.retained[0]:.1%} ± {task.retained[1] or 0:.1%}"
+        line += f"; flips {task.flips['right_to_wrong']:.1%} to wrong, {task.flips['wrong_to_right']:.1%} to right)"
+    return line
+
+
+VERB = Verb("eval", evaluate, show)

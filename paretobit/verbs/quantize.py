@@ -1,0 +1,309 @@
+"""quantize: a model and a scheme in, a packed model out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from paretobit.errors import ParetobitError
+from paretobit.progress import say
+from paretobit.verbs.verb import Option, Verb
+
+if TYPE_CHECKING:
+    from paretobit.checkpoint.base import Checkpoint
+    from paretobit.compress.apply import Job
+    from paretobit.planfile import Plan
+
+
+SEQUENTIAL, FULL = INPUTS = ("sequential", "full")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What quantize made. bytes_16bit: the same model in 16 bits; seconds: 0 where nothing had to be done."""
+
+    path: str
+    size_bytes: int
+    bytes_16bit: int
+    bits_per_weight: float
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def quantize(
+    model: str,
+    *,
+    out: Annotated[str, Option("Folder to write.", "-o")],
+    to: Annotated[str | None, Option("Scheme of the blocks' matrices: w3g64, w4g128, w8 …")] = None,
+    method: Annotated[str | None, Option("Rounding method (default: gptq; rtn needs no data).")] = None,
+    embed: Annotated[str | None, Option("Scheme of embedding and head (default: one step wider).")] = None,
+    plan: Annotated[str | None, Option("Replay a plan (JSON) instead of --to.")] = None,
+    calib: Annotated[str, Option("Calibration text: FILE.txt, FILE.jsonl, or self (the model writes it).")] = "self",
+    tokens: Annotated[int, Option("Calibration tokens.")] = 32768,
+    seed: Annotated[int, Option("Seed of the calibration text that the model writes.")] = 0,
+    set: Annotated[tuple[str, ...], Option("A method's parameter: --set gptq.damp=0.02.")] = (),
+    inputs: Annotated[
+        str | None, Option("What calibration sees: sequential (blocks as rounded so far, the default) or full.")
+    ] = None,
+    stats: Annotated[str | None, Option("Statistics folder to use (from --shard and merge).")] = None,
+    shard: Annotated[str | None, Option("i/N: write only the statistics of every N-th window from i on.")] = None,
+    device: Annotated[str | None, Option("cpu or cuda (default: cuda where there is one).")] = None,
+    overwrite: Annotated[bool, Option("Replace what an earlier command left at -o.")] = False,
+) -> Fit:
+    """Quantize MODEL (folder, .gguf, hub id or demo:smollm2) into a packed model.
+
+    Interrupted, the same call goes on from the last finished block. Raises ParetobitError on bad input.
+    """
+    from paretobit.checkpoint import open_model
+    from paretobit.verbs.needs import pick_device, torch_or_hint
+
+    torch_or_hint("quantize")
+    from paretobit.compress.apply import Job
+    from paretobit.compress.world import join
+
+    source = open_model(model)
+    options = parse_set(set)
+    decided = decide(source, to, method, embed, plan, options)
+    warn_of_ruin(decided)
+    if inputs not in (None, *INPUTS):
+        raise ParetobitError(f"--inputs {inputs} is unknown", hint=f"choose from {', '.join(INPUTS)}")
+    if inputs == SEQUENTIAL and (shard or stats):
+        what = "--shard collects" if shard else "--stats holds"
+        raise ParetobitError(
+            f"{what} statistics of the full-precision model, not of sequential inputs",
+            hint="leave --inputs out, or use torchrun for sequential inputs on several machines",
+        )
+    if shard is not None:
+        return collect_shard(source, Path(out), shard, calib, tokens, seed, device, overwrite)
+    world = join()
+    sequential = inputs != FULL and stats is None
+    job = Job(source, decided, None, sequential, None, pick_device(device), world)
+    calibration = prepare_calibration(job, calib, tokens, seed, stats)
+    return run(job, Path(out), calibration, unasked(decided, to, method or "gptq", embed), overwrite)
+
+
+def parse_set(pairs: tuple[str, ...] | Mapping[str, object]) -> dict[str, dict[str, object]]:
+    """("gptq.damp=0.02", …) -> {"gptq": {"damp": "0.02"}}; a mapping {"gptq.damp": 0.02} does as well."""
+    found: dict[str, dict[str, object]] = {}
+    items = pairs.items() if isinstance(pairs, Mapping) else [pair.partition("=")[::2] for pair in pairs]
+    for key, value in items:
+        method, _, name = key.partition(".")
+        if not name or value == "":
+            raise ParetobitError(f"--set {key}: no value or no method", hint="write --set METHOD.NAME=VALUE")
+        found.setdefault(method, {})[name] = value
+    return found
+
+
+def decide(
+    source: Checkpoint, to: str | None, method: str | None, embed: str | None, plan: str | None, options: dict
+) -> Plan:
+    """The plan that the options ask for, checked against the model and the methods."""
+    from paretobit.compress import methods
+    from paretobit.planfile import check_covers, read_plan, uniform
+
+    if (to is None) == (plan is None):
+        raise ParetobitError("say either --to or --plan", hint="for example --to w3g64")
+    for name in options:
+        methods.make_params(name, options[name])
+    if to is None:
+        assert plan is not None
+        if method or embed or options:
+            raise ParetobitError("--plan already decides method, embed and set", hint="drop them, or edit the plan")
+        decided = read_plan(Path(plan).read_text(errors="replace"), plan) if Path(plan).is_file() else _no_file(plan)
+        if decided.model != source.hash:
+            raise ParetobitError(
+                f"{plan} was made for another model than {source.name}", hint="make a plan for this one"
+            )
+        check_covers(decided, source.arch, plan)
+    else:
+        method = method or "gptq"
+        # A tied matrix has the head's statistics to round by; a lookup alone has none.
+        blind = not source.arch.tied and methods.needs(method, options.get(method, {}))
+        decided = uniform(source.arch, source.hash, to, embed, method, "rtn" if blind else method, options)
+    for layer in decided.layers.values():
+        methods.make_params(layer.method, layer.params)
+    return decided
+
+
+def _no_file(path: str) -> Any:
+    raise ParetobitError(f"{path}: no such file", hint="check the path")
+
+
+def unasked(plan: Plan, to: str | None, method: str, embed: str | None) -> list[dict[str, str]]:
+    """What is stored otherwise than `to` and `method` say, and why. Empty for a replayed plan: it asks by name."""
+    from paretobit.planfile import is_embedding
+    from paretobit.scheme import parse
+
+    found: list[dict[str, str]] = []
+    if to is None:
+        return found
+    for name, layer in plan.layers.items():
+        if embed is None and layer.scheme != parse(to) and is_embedding(name):
+            why = "embedding and head are one step wider by default; --embed sets them"
+            found.append({"name": name, "asked": str(parse(to)), "stored": str(layer.scheme), "why": why})
+        if layer.method != method:
+            why = "no statistics of a lookup to round by"
+            found.append({"name": name, "asked": method, "stored": layer.method, "why": why})
+    return found
+
+
+def warn_of_ruin(plan: Plan) -> None:
+    """Say so before the work when the grid is known to destroy ordinary models."""
+    layers = plan.layers.values()
+    if any(layer.scheme.weight.bits < 2 for layer in layers):
+        say(
+            "warning: below 2 bits rounding alone destroys ordinary models; train the model for it, or use w2g64 and up"
+        )
+    elif any(layer.scheme.weight.bits == 2 and layer.method == "rtn" for layer in layers):
+        say("warning: 2 bits rounded to nearest destroy ordinary models; use --method gptq, or w3g64 and up")
+
+
+def run(job: Job, out: Path, calibration: dict[str, object], fallbacks: list[dict[str, str]], overwrite: bool) -> Fit:
+    """Carry the job's plan out: walk the blocks, pack, publish. Under torchrun the leader writes, all of them work."""
+    from paretobit.artifact import Artifact, assemble
+    from paretobit.compress import apply
+    from paretobit.reports.card import write_card
+    from paretobit.work import Work
+
+    started, world = time.monotonic(), job.world
+    fingerprint = describe_job(job, calibration)
+    work = Work(out, "model", fingerprint)
+    if world.least(int(work.finished(overwrite)) if world.leads else 1):
+        say(f"{out} is already this result: nothing to do")
+    else:
+        with work.open(overwrite, world.leads):
+            world.wait()  # until the leader has cleared what another command left
+            apply.announce(job)
+            units = apply.run(job, work)
+            if world.leads:
+                manifest = describe_model(job, fingerprint, calibration, fallbacks)
+                with work.publish() as folder:
+                    assemble(folder, job.source, job.plan, manifest, units)
+                    write_card(folder)
+            world.wait()
+    world.leave()
+    made = Artifact(out)
+    seconds = time.monotonic() - started
+    notes = tuple(f"{f['name']}: {f['stored']} instead of {f['asked']} ({f['why']})" for f in fallbacks)
+    return Fit(str(out), made.size_bytes, job.source.bits16, made.bits_per_weight, seconds, notes)
+
+
+def prepare_calibration(job: Job, calib: str, tokens: int, seed: int, stats: str | None) -> dict[str, object]:
+    """Give the job its windows or statistics, if its methods read any; returns what to remember of them."""
+    from paretobit.compress.corpus import Corpus, gather
+    from paretobit.compress.statsfile import StatsFolder
+
+    if not job.needs(job.plan.layers):
+        return {"source": "none"}
+    if stats is not None:
+        job.stats = StatsFolder(Path(stats))
+        job.stats.check_for(job.source)
+        return dict(job.stats.manifest["calibration"])
+    found = gather(job.source, calib, tokens, seed, job.device) if job.world.leads else None
+    corpus = Corpus(job.world.share_ids(found.ids if found else None), found.source if found else "")
+    job.windows = corpus.shard(job.world.rank, job.world.size)
+    return {"source": corpus.source, "tokens": int(corpus.ids.size), "hash": corpus.hash}
+
+
+def describe_job(job: Job, calibration: Mapping[str, object]) -> dict[str, object]:
+    """The fingerprint: everything that the bytes of the result depend on."""
+    from hashlib import sha256
+
+    import torch
+
+    from paretobit import __version__, hardware
+
+    return {
+        "model": job.source.hash,
+        "config": sha256(json.dumps(job.source.config, sort_keys=True).encode()).hexdigest(),
+        "plan": sha256(job.plan.to_json().encode()).hexdigest(),
+        "calibration": dict(calibration),
+        "inputs": SEQUENTIAL if job.sequential else FULL,
+        "version": __version__,
+        "isa": hardware.isa(),
+        "device": job.device,
+        "threads": torch.get_num_threads(),
+        "processes": job.world.size,
+    }
+
+
+def describe_model(
+    job: Job, fingerprint: dict[str, object], calibration: dict[str, object], fallbacks: list[dict[str, str]]
+) -> dict[str, object]:
+    """The manifest, paretobit.json."""
+    from paretobit.artifact import FORMAT
+
+    return {
+        "kind": "model",
+        "format": FORMAT,
+        "fingerprint": fingerprint,
+        "model": {"name": job.source.name, "hash": job.source.hash, "bytes_16bit": job.source.bits16},
+        "calibration": calibration,
+        "fallbacks": fallbacks,
+    }
+
+
+def collect_shard(
+    source: Checkpoint,
+    out: Path,
+    shard: str,
+    calib: str,
+    tokens: int,
+    seed: int,
+    device: str | None,
+    overwrite: bool,
+) -> Fit:
+    """The full-precision model's statistics over one shard of the calibration text, as a folder."""
+    from paretobit import __version__
+    from paretobit.compress import statsfile
+    from paretobit.compress.corpus import gather
+    from paretobit.verbs.needs import pick_device
+    from paretobit.work import MANIFEST, Work, write_atomically
+
+    started = time.monotonic()
+    index, of = parse_shard(shard)
+    corpus = gather(source, calib, tokens, seed, pick_device(device))
+    calibration = {"source": corpus.source, "tokens": int(corpus.ids.size), "hash": corpus.hash}
+    fingerprint = {"model": source.hash, "calibration": calibration, "shard": shard, "version": __version__}
+    work = Work(out, statsfile.KIND, fingerprint)
+    if not work.finished(overwrite):
+        part = corpus.shard(index, of)
+        with work.open(overwrite):
+            files = statsfile.collect(source, part, work, pick_device(device))
+            manifest = {
+                "kind": statsfile.KIND, "fingerprint": fingerprint, "model": source.hash, "calibration": calibration,
+                "config": source.config, "shards": [index], "of": of, "tokens": int(part.size),
+            }  # fmt: skip
+            with work.publish() as folder:
+                for file in files:
+                    file.rename(folder / file.name)
+                write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
+    size = sum(file.stat().st_size for file in out.iterdir())
+    return Fit(str(out), size, source.bits16, 0.0, time.monotonic() - started, (f"statistics of shard {shard}",))
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """ "1/4" -> (1, 4)."""
+    index, _, of = text.partition("/")
+    if not (index.isdecimal() and of.isdecimal() and int(index) < int(of)):
+        raise ParetobitError(f"'{text}' is not a shard", hint="write i/N with 0 ≤ i < N, for example --shard 0/4")
+    return int(index), int(of)
+
+
+def show(fit: Fit) -> str:
+    from paretobit.sizes import human
+
+    saved = 1 - fit.size_bytes / fit.bytes_16bit
+    lines = [f"{fit.path}: {human(fit.size_bytes)}, {fit.bits_per_weight:.2f} bits per weight over all parameters, "
+             f"{saved:.0%} less than 16 bits ({human(fit.bytes_16bit)}); {fit.seconds:.0f} s"]  # fmt: skip
+    return "\n".join([*lines, *(f"note: {note}" for note in fit.notes)])
+
+
+VERB = Verb("quantize", quantize, show)

@@ -1,0 +1,135 @@
+"""GPTQ against brute force: every step solved anew with an explicit inverse, in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from paretobit.compress.grid import Affine, nearest
+from paretobit.compress.methods import gptq, rtn
+from paretobit.compress.stats import TapStats
+from paretobit.errors import ParetobitError
+from paretobit.scheme import parse
+
+ROWS, WIDTH, TOKENS = 12, 40, 200
+
+
+def problem(seed: int, width: int = WIDTH) -> tuple[torch.Tensor, TapStats]:
+    """A matrix and the statistics of correlated inputs whose channels differ a hundredfold in size, in float64."""
+    random = torch.Generator().manual_seed(seed)
+    mix = torch.randn(width, width, generator=random, dtype=torch.float64)
+    x = torch.randn(TOKENS, width, generator=random, dtype=torch.float64) @ mix
+    x = x * torch.logspace(-1, 1, width, dtype=torch.float64)[torch.randperm(width, generator=random)]
+    full = x + 0.3 * torch.randn(TOKENS, width, generator=random, dtype=torch.float64) @ mix
+    stats = TapStats(width, TOKENS, hessian=x.T @ x, cross=(full - x).T @ x)
+    return torch.randn(ROWS, width, generator=random, dtype=torch.float64), stats
+
+
+def brute_force(w: torch.Tensor, stats: TapStats, affine: Affine, params: gptq.Params) -> torch.Tensor:
+    """Optimal brain surgeon, one column at a time: the columns still free move by the least-squares answer to the error
+    (asymmetric: also to what the full-precision inputs are missing), with the inverse of their own Hessian each time."""
+    h = stats.hessian / stats.n
+    h = h + params.damp * h.diagonal().mean() * torch.eye(len(h), dtype=h.dtype)
+    shift = stats.cross / stats.n
+    order = torch.argsort(stats.hessian.diagonal(), descending=True) if params.act_order else torch.arange(len(h))
+    w, codes = w.clone(), torch.empty_like(w)
+    for step, j in enumerate(order.tolist()):
+        free = order[step:].tolist()
+        inverse = torch.linalg.inv(h[free][:, free])
+        scale, zero = affine.column(j)
+        column = w[:, j].clone()
+        codes[:, j] = nearest(column, scale, zero, affine.grid.levels)
+        error = column - scale * (codes[:, j] - zero)
+        w[:, free] -= error[:, None] * (inverse[0] / inverse[0, 0])
+        later = free[1:]
+        if params.asymmetric and later:
+            towards = shift[j, later] @ torch.linalg.inv(h[later][:, later])
+            w[:, later] += params.asymmetric * column[:, None] * towards
+    return codes
+
+
+@pytest.mark.parametrize("scheme", ["w3g16", "w2g16", "w4", "w3g16s", "w2"])
+@pytest.mark.parametrize("act_order", [True, False])
+@pytest.mark.parametrize("asymmetric", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("block", [128, 16, 7])
+def test_codes_equal_brute_force(scheme: str, act_order: bool, asymmetric: float, block: int) -> None:
+    w, stats = problem(seed=block)
+    params = gptq.Params(act_order=act_order, asymmetric=asymmetric, block=block)
+    affine = Affine.search(w, parse(scheme).weight, stats.hessian.diagonal())
+    order, upper, pull = gptq.factor(stats, params)
+    codes = gptq.feed_back(w, affine, order, upper, pull, block)
+    # Both are exact up to float64 rounding (1e-13 of a step), so no code may differ.
+    assert torch.equal(codes, brute_force(w, stats, affine, params))
+
+
+def test_run_packs_what_feed_back_found() -> None:
+    w, stats = problem(1)
+    grid, params = parse("w3g16").weight, gptq.Params()
+    q = gptq.run(w, stats, grid, params)
+    affine = Affine.search(w, grid, stats.hessian.diagonal())
+    assert np.array_equal(q.codes, brute_force(w, stats, affine, params).numpy().astype(np.uint8))
+    assert q.scale.dtype == np.float16 and q.zero is not None and q.zero.dtype == np.uint8
+
+
+def test_gptq_loses_less_than_rtn_under_its_own_measure() -> None:
+    w, stats = problem(2)
+    grid = parse("w2g16").weight
+
+    def loss(q: object) -> float:
+        error = torch.from_numpy(q.dequant()).double() - w
+        return float((error @ stats.hessian * error).sum())
+
+    assert loss(gptq.run(w, stats, grid, gptq.Params())) < 0.5 * loss(rtn.run(w, None, grid, rtn.Params()))
+
+
+def test_a_dead_channel_is_rounded_to_nearest_and_disturbs_nobody() -> None:
+    w, stats = problem(3)
+    dead = [4, 21]
+    alive = [j for j in range(WIDTH) if j not in dead]
+    stats.hessian[dead] = stats.hessian[:, dead] = 0
+    stats.cross[dead] = stats.cross[:, dead] = 0
+    grid = parse("w3").weight
+    affine = Affine.search(w, grid)
+    params = gptq.Params(damp=0.0)
+    codes = gptq.feed_back(w, affine, *gptq.factor(stats, params), 128)
+    assert torch.equal(codes[:, dead], affine.round(w)[:, dead])
+    small = TapStats(len(alive), stats.n, hessian=stats.hessian[alive][:, alive])
+    without = gptq.feed_back(w[:, alive], affine, *gptq.factor(small, params), 128)
+    assert torch.equal(codes[:, alive], without)
+
+
+def test_damping_rises_until_a_singular_hessian_factors(capsys: pytest.CaptureFixture) -> None:
+    width = 64
+    x = torch.randn(3, width)  # rank 3 of 64
+    stats = TapStats(width, 3, hessian=x.T @ x * 1e6)
+    gptq.run(torch.randn(4, width), stats, parse("w3").weight, gptq.Params(damp=1e-9))
+    assert "raising it tenfold" in capsys.readouterr().err
+
+
+def test_a_hessian_that_is_not_finite_is_refused() -> None:
+    w, stats = problem(4)
+    stats.hessian[0, 0] = float("nan")
+    with pytest.raises(ParetobitError, match="not finite.*hint:"):
+        gptq.run(w, stats, parse("w3").weight, gptq.Params())
+
+
+def test_statistics_add_up_to_the_gram_matrix_and_merge() -> None:
+    width = 600  # wide enough for striping
+    random = torch.Generator().manual_seed(0)
+    x, full = (torch.randn(50, width, generator=random) for _ in range(2))
+    needs = frozenset({"hessian", "cross", "absmax", "absmean"})
+    whole, first, second = (TapStats.empty(width, needs) for _ in range(3))
+    whole.add(x, full)
+    first.add(x[:20], full[:20])
+    second.add(x[20:], full[20:])
+    first.merge(second)
+    for stats in (whole.complete(), first.complete()):
+        assert stats.n == 50
+        # Sums of 50 products in float32: 50 roundings of at most eps each, on values of at most max|x|² each.
+        bound = 50 * 50 * torch.finfo(torch.float32).eps * float(x.abs().max() * full.abs().max() * 2)
+        assert (stats.hessian - (x.double().T @ x.double())).abs().max() < bound
+        assert (stats.cross - ((full - x).double().T @ x.double())).abs().max() < bound
+        assert torch.equal(stats.hessian, stats.hessian.T)
+        assert torch.equal(stats.absmax, x.abs().amax(0))
+    assert torch.allclose(whole.absmean, x.abs().sum(0), rtol=1e-5)
