@@ -8,6 +8,7 @@
 
 #include <optional>
 #include <stdexcept>
+#include <type_traits>
 
 #include "kernels.h"
 #include "pack.h"
@@ -109,6 +110,55 @@ void scale_search(Matrix<const float> w, std::optional<Array<const float, 1>> im
                            [&](size_t first, size_t last) { kernels.search_rows(args, first, last); });
 }
 
+template <class T>
+void feed_back(Matrix<T> rest, size_t start, Matrix<const T> upper, std::optional<Matrix<const T>> pull,
+               Matrix<const T> scale, std::optional<Matrix<const T>> zero, T offset,
+               Array<const int64_t, 1> group_of, int levels, Matrix<uint8_t> codes, Matrix<T> errors,
+               std::optional<Matrix<T>> moved, const std::string& isa, int threads) {
+  const size_t rows = rest.shape(0), width = rest.shape(1), count = upper.shape(0), groups = scale.shape(1);
+  require(count > 0 && start <= width && count <= width - start, "the block lies outside the matrix");
+  require(is_shape(upper, count, count) && (!pull || is_shape(*pull, count, count)), "factors do not fit the block");
+  require(is_shape(scale, rows, groups) && (!zero || is_shape(*zero, rows, groups)), "scales do not fit the matrix");
+  require(group_of.shape(0) == count, "groups do not fit the block");
+  for (size_t j = 0; j < count; ++j)
+    require(group_of.data()[j] >= 0 && size_t(group_of.data()[j]) < groups, "a group outside the scales");
+  require(levels >= 2 && levels <= 256, "levels outside 2...256");
+  require(is_shape(codes, rows, width) && is_shape(errors, rows, count), "outputs do not fit the matrix");
+  require(moved.has_value() == pull.has_value() && (!moved || is_shape(*moved, rows, count)),
+          "moved columns are given exactly with pull");
+  const paretobit::FeedbackArgs<T> args{rest.data(),
+                                        rows,
+                                        width,
+                                        start,
+                                        count,
+                                        upper.data(),
+                                        pull ? pull->data() : nullptr,
+                                        scale.data(),
+                                        zero ? zero->data() : nullptr,
+                                        offset,
+                                        groups,
+                                        group_of.data(),
+                                        levels,
+                                        codes.data(),
+                                        errors.data(),
+                                        moved ? moved->data() : nullptr};
+  const paretobit::Kernels& kernels = paretobit::kernels(isa);
+  paretobit::parallel_rows(rows, count * count, threads, [&](size_t first, size_t last) {
+    if constexpr (std::is_same_v<T, float>)
+      kernels.feed_back(args, first, last);
+    else
+      kernels.feed_back_double(args, first, last);
+  });
+}
+
+template <class T>
+void define_feed_back(nb::module_& m) {
+  const auto as_is = [](const char* name) { return nb::arg(name).noconvert(); };
+  m.def("feed_back", &feed_back<T>, as_is("rest"), "start"_a, as_is("upper"), as_is("pull").none(), as_is("scale"),
+        as_is("zero").none(), "offset"_a, as_is("group_of"), "levels"_a, as_is("codes"), as_is("errors"),
+        as_is("moved").none(), "isa"_a, "threads"_a, Release());
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -124,4 +174,6 @@ NB_MODULE(_native, m) {
   m.def("scale_search", &scale_search, as_is("w"), as_is("importance").none(), "levels"_a, "group"_a,
         "kind"_a, "offset"_a, as_is("coarse"), as_is("fine"), as_is("scale"), as_is("zero").none(),
         as_is("error"), "isa"_a, "threads"_a, Release());
+  define_feed_back<float>(m);
+  define_feed_back<double>(m);
 }

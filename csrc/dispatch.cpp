@@ -1,6 +1,7 @@
 // Every algorithm compiled once per ISA, each inside its own target region, and the choice between them.
 // Nothing that is shared between ISAs may be defined inside a region: the linker keeps one copy of an inline
 // function, and it could be the one with instructions that this machine lacks. So all headers come first.
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <stdexcept>
@@ -27,9 +28,10 @@ namespace {
 #define PARETOBIT_WIDTH 16
 #include "lanes.inl"
 #include "search.inl"
+#include "feedback.inl"
 #undef PARETOBIT_WIDTH
 }  // namespace
-constexpr Kernels kKernels{"avx512", search_rows};
+constexpr Kernels kKernels{"avx512", search_rows, feed_back_rows<float>, feed_back_rows<double>};
 }  // namespace paretobit::avx512
 PARETOBIT_END
 
@@ -39,9 +41,10 @@ namespace {
 #define PARETOBIT_WIDTH 8
 #include "lanes.inl"
 #include "search.inl"
+#include "feedback.inl"
 #undef PARETOBIT_WIDTH
 }  // namespace
-constexpr Kernels kKernels{"avx2", search_rows};
+constexpr Kernels kKernels{"avx2", search_rows, feed_back_rows<float>, feed_back_rows<double>};
 }  // namespace paretobit::avx2
 PARETOBIT_END
 #endif
@@ -51,9 +54,10 @@ namespace {
 #define PARETOBIT_WIDTH 4
 #include "lanes.inl"
 #include "search.inl"
+#include "feedback.inl"
 #undef PARETOBIT_WIDTH
 }  // namespace
-constexpr Kernels kKernels{"scalar", search_rows};
+constexpr Kernels kKernels{"scalar", search_rows, feed_back_rows<float>, feed_back_rows<double>};
 }  // namespace paretobit::scalar
 
 namespace paretobit {

@@ -27,9 +27,29 @@ struct SearchArgs {
   float* error;       // (rows, groups) weighted squared error
 };
 
+// One block of GPTQ's column loop; T is float, or double for tests. Sizes are checked by the caller.
+template <class T>
+struct FeedbackArgs {
+  T* rest;  // (rows, width), columns in rounding order; those of the block are changed
+  size_t rows, width, start, count;
+  const T* upper;  // (count, count), the block of the inverse Hessian's factor
+  const T* pull;   // (count, count) or null: GPTAQ's term
+  const T* scale;  // (rows, groups)
+  const T* zero;   // (rows, groups), or null where the grid stores none
+  T offset;
+  size_t groups;
+  const int64_t* group_of;  // (count,) group of each column of the block
+  int levels;
+  uint8_t* codes;  // (rows, width)
+  T* errors;       // (rows, count)
+  T* moved;        // (rows, count), the columns as they were rounded; null without pull
+};
+
 struct Kernels {
   const char* name;
   void (*search_rows)(const SearchArgs&, size_t first, size_t last);
+  void (*feed_back)(const FeedbackArgs<float>&, size_t first, size_t last);
+  void (*feed_back_double)(const FeedbackArgs<double>&, size_t first, size_t last);
 };
 
 // What this machine can run, best first; the last is always "scalar".

@@ -140,6 +140,33 @@ def scale_search_with_error(
     return scale.view(np.float16), zero, error
 
 
+def feed_back(
+    rest: np.ndarray,
+    start: int,
+    upper: np.ndarray,
+    pull: np.ndarray | None,
+    scale: np.ndarray,
+    zero: np.ndarray | float,
+    group_of: np.ndarray,
+    levels: int,
+    codes: np.ndarray,
+    *,
+    threads: int | None = None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """One block of GPTQ's column loop, in place: see `compress.methods.gptq`, whose loop it equals.
+
+    rest: float32 or float64 (out, in), columns in rounding order, from `start` on those of the block; upper, pull:
+    (block, block); scale, zero: (out, groups), or one zero for all; group_of: int64 (block,); codes: uint8 (out, in), filled
+    in. Returns (errors, moved), each (out, block): what the columns after the block still have to be told.
+    """
+    errors = np.empty((rest.shape[0], len(upper)), rest.dtype)
+    moved = None if pull is None else np.empty_like(errors)
+    stored = isinstance(zero, np.ndarray)
+    at = (zero if stored else None, 0.0 if stored else float(zero), group_of, levels, codes, errors, moved)
+    _call("feed_back", rest, start, upper, pull, scale, *at, isa(), _threads(threads))
+    return errors, moved
+
+
 def _module() -> Any:
     try:
         from paretobit import _native

@@ -129,8 +129,10 @@ def run_peer(folder: Path, source: Checkpoint, windows: np.ndarray, grid: Grid, 
     import datasets
     import torch
     import transformers
-    from llmcompressor import oneshot
-    from loguru import logger
+
+    with contextlib.redirect_stdout(sys.stderr):  # where its logger writes is settled at import
+        from llmcompressor import oneshot
+        from loguru import logger
 
     logger.remove()
     logger.add(sys.stderr, level="WARNING")
@@ -138,15 +140,14 @@ def run_peer(folder: Path, source: Checkpoint, windows: np.ndarray, grid: Grid, 
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     rows = {"input_ids": windows.tolist(), "attention_mask": np.ones_like(windows).tolist()}
     started = time.monotonic()
-    with contextlib.redirect_stdout(sys.stderr):
-        oneshot(
-            model=model,
-            dataset=datasets.Dataset.from_dict(rows),
-            recipe=recipe(method, observer, grid),
-            num_calibration_samples=len(windows),
-            max_seq_length=windows.shape[1],
-            shuffle_calibration_samples=False,
-        )
+    oneshot(
+        model=model,
+        dataset=datasets.Dataset.from_dict(rows),
+        recipe=recipe(method, observer, grid),
+        num_calibration_samples=len(windows),
+        max_seq_length=windows.shape[1],
+        shuffle_calibration_samples=False,
+    )
     seconds = time.monotonic() - started
     weights = {}
     for name in matrices(source):

@@ -30,10 +30,9 @@ class Affine:
         as_tensor = lambda a: torch.from_numpy(np.ascontiguousarray(a.T, np.float32)).to(w.device)  # noqa: E731
         return cls(grid, w.shape[1], as_tensor(scale), None if zero is None else as_tensor(zero))
 
-    def column(self, j: int) -> tuple[Tensor, Tensor | float]:
-        """(scale, zero) of column j, (out,) each."""
-        g = int(j) // (self.grid.group or self.columns)
-        return self.scale[g], self.grid.offset if self.zero is None else self.zero[g]
+    def of_group(self, group: int) -> tuple[Tensor, Tensor | float]:
+        """(scale, zero) of one group of columns, (out,) each."""
+        return self.scale[group], self.grid.offset if self.zero is None else self.zero[group]
 
     def round(self, w: Tensor) -> Tensor:
         """Nearest codes of a whole matrix (out, in), float32."""

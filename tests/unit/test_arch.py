@@ -25,82 +25,54 @@ LLAMA3 = {
     "original_max_position_embeddings": 8192,
     "rope_type": "llama3",
 }
+
+
+def sizes(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocab: int, context: int) -> dict:
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocab,
+        "max_position_embeddings": context,
+    }
+
+
 # What the publishers' config.json files say, as far as it matters here.
-SMOLLM2 = {
+SMOLLM2 = sizes(576, 1536, 30, 9, 3, 49152, 8192) | {
     "model_type": "llama",
     "attention_bias": False,
     "hidden_act": "silu",
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "max_position_embeddings": 8192,
     "mlp_bias": False,
-    "num_attention_heads": 9,
-    "num_hidden_layers": 30,
-    "num_key_value_heads": 3,
     "rms_norm_eps": 1e-05,
     "rope_scaling": None,
     "rope_theta": 100000,
     "tie_word_embeddings": True,
-    "vocab_size": 49152,
 }
-LLAMA32 = SMOLLM2 | {
-    "head_dim": 64,
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "max_position_embeddings": 131072,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 16,
-    "num_key_value_heads": 8,
-    "rope_scaling": LLAMA3,
-    "rope_theta": 500000.0,
-    "vocab_size": 128256,
-}
-MISTRAL = {
+LLAMA32 = SMOLLM2 | sizes(2048, 8192, 16, 32, 8, 128256, 131072)
+LLAMA32 |= {"head_dim": 64, "rope_scaling": LLAMA3, "rope_theta": 500000.0}
+MISTRAL = sizes(4096, 14336, 32, 32, 8, 32000, 32768) | {
     "model_type": "mistral",
     "hidden_act": "silu",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "max_position_embeddings": 32768,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 8,
     "rms_norm_eps": 1e-05,
     "rope_theta": 10000.0,
     "sliding_window": 4096,
     "tie_word_embeddings": False,
-    "vocab_size": 32000,
 }
-QWEN2 = {
+QWEN2 = sizes(896, 4864, 24, 14, 2, 151936, 32768) | {
     "model_type": "qwen2",
     "hidden_act": "silu",
-    "hidden_size": 896,
-    "intermediate_size": 4864,
-    "max_position_embeddings": 32768,
     "max_window_layers": 21,
-    "num_attention_heads": 14,
-    "num_hidden_layers": 24,
-    "num_key_value_heads": 2,
     "rms_norm_eps": 1e-06,
     "rope_theta": 1000000.0,
     "sliding_window": 32768,
     "tie_word_embeddings": True,
     "use_sliding_window": False,
-    "vocab_size": 151936,
 }
-QWEN3 = QWEN2 | {
-    "model_type": "qwen3",
-    "attention_bias": False,
-    "head_dim": 128,
-    "hidden_size": 1024,
-    "intermediate_size": 3072,
-    "max_position_embeddings": 40960,
-    "max_window_layers": 28,
-    "num_attention_heads": 16,
-    "num_hidden_layers": 28,
-    "num_key_value_heads": 8,
-    "sliding_window": None,
-}
-GEMMA3_270M = {
+QWEN3 = QWEN2 | sizes(1024, 3072, 28, 16, 8, 151936, 40960)
+QWEN3 |= {"model_type": "qwen3", "attention_bias": False, "head_dim": 128, "sliding_window": None}
+GEMMA3_270M = sizes(640, 2048, 18, 4, 1, 262144, 32768) | {
     "model_type": "gemma3_text",
     "_sliding_window_pattern": 6,
     "attention_bias": False,
@@ -108,13 +80,7 @@ GEMMA3_270M = {
     "final_logit_softcapping": None,
     "head_dim": 256,
     "hidden_activation": "gelu_pytorch_tanh",
-    "hidden_size": 640,
-    "intermediate_size": 2048,
     "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 3,
-    "max_position_embeddings": 32768,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 18,
-    "num_key_value_heads": 1,
     "query_pre_attn_scalar": 256,
     "rms_norm_eps": 1e-06,
     "rope_local_base_freq": 10000.0,
@@ -122,7 +88,6 @@ GEMMA3_270M = {
     "rope_theta": 1000000.0,
     "sliding_window": 512,
     "use_bidirectional_attention": False,
-    "vocab_size": 262144,
 }
 GEMMA3_4B = {  # all that the text_config of the multimodal model says
     "model_type": "gemma3_text",

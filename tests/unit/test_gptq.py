@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from paretobit import native
 from paretobit.compress.grid import Affine, nearest
 from paretobit.compress.methods import gptq, rtn
 from paretobit.compress.stats import TapStats
@@ -37,7 +38,7 @@ def brute_force(w: torch.Tensor, stats: TapStats, affine: Affine, params: gptq.P
     for step, j in enumerate(order.tolist()):
         free = order[step:].tolist()
         inverse = torch.linalg.inv(h[free][:, free])
-        scale, zero = affine.column(j)
+        scale, zero = affine.of_group(int(affine.group_of[j]))
         column = w[:, j].clone()
         codes[:, j] = nearest(column, scale, zero, affine.grid.levels)
         error = column - scale * (codes[:, j] - zero)
@@ -60,7 +61,35 @@ def test_codes_equal_brute_force(scheme: str, act_order: bool, asymmetric: float
     order, upper, pull = gptq.factor(stats, params)
     codes = gptq.feed_back(w, affine, order, upper, pull, block)
     # Both are exact up to float64 rounding (1e-13 of a step), so no code may differ.
-    assert torch.equal(codes, brute_force(w, stats, affine, params))
+    assert torch.equal(codes.double(), brute_force(w, stats, affine, params))
+
+
+@pytest.mark.parametrize("isa", native.available())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("asymmetric", [0.0, 0.5])
+@pytest.mark.parametrize("scheme", ["w3g16", "w3"])
+def test_the_native_loop_equals_the_torch_loop(
+    isa: str, dtype: torch.dtype, asymmetric: float, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(native.ISA_VARIABLE, isa)
+    w, stats = problem(5)
+    grid, params = parse(scheme).weight, gptq.Params(asymmetric=asymmetric)
+    order, upper, pull = gptq.factor(stats, params)
+    affine = Affine.search(w, grid)
+    part = slice(8, 31)
+    square = (
+        upper[part, part].to(dtype).contiguous(),
+        None if pull is None else pull[part, part].to(dtype).contiguous(),
+    )
+    results = []
+    for one_block in (gptq.torch_block, gptq._native_block):
+        rest = w[:, order].to(dtype).contiguous()
+        codes = torch.zeros(w.shape, dtype=torch.uint8)
+        errors, moved = one_block(rest, codes, part, *square, affine, affine.group_of[order[part]])
+        results.append((rest, codes, errors, torch.zeros(0) if moved is None else moved))
+    # The same operations in the same order, none of them fused: no tolerance.
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_run_packs_what_feed_back_found() -> None:
@@ -93,7 +122,7 @@ def test_a_dead_channel_is_rounded_to_nearest_and_disturbs_nobody() -> None:
     affine = Affine.search(w, grid)
     params = gptq.Params(damp=0.0)
     codes = gptq.feed_back(w, affine, *gptq.factor(stats, params), 128)
-    assert torch.equal(codes[:, dead], affine.round(w)[:, dead])
+    assert torch.equal(codes[:, dead].double(), affine.round(w)[:, dead])
     small = TapStats(len(alive), stats.n, hessian=stats.hessian[alive][:, alive])
     without = gptq.feed_back(w[:, alive], affine, *gptq.factor(small, params), 128)
     assert torch.equal(codes[:, alive], without)

@@ -7,11 +7,13 @@ what the full-precision inputs would have given.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from paretobit import native
 from paretobit.compress.grid import Affine, nearest
 from paretobit.compress.stats import CROSS, HESSIAN, TapStats
 from paretobit.errors import ParetobitError
@@ -34,6 +36,12 @@ class Params:
     block: int = 128
     asymmetric: float = 0.0
     weighted: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("damp", 0), ("block", 1), ("asymmetric", 0)):
+            value = getattr(self, name)
+            if not least <= value < math.inf:
+                raise ParetobitError(f"gptq.{name} = {value} is out of range", hint=f"give a number from {least} up")
 
 
 def needs(params: Params) -> set[str]:
@@ -95,7 +103,7 @@ def _inverse_factor(hessian: Tensor, damp: float) -> Tensor:
         if not failed:
             return torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True)
         say(f"gptq: Hessian of width {len(hessian)} is not positive definite at damp {damp:g}, raising it tenfold")
-        damp *= 10
+        damp = max(10 * damp, 1e-6)
     raise ParetobitError(
         f"the Hessian of a tap of width {len(hessian)} cannot be factored",
         hint="calibrate on more text, or use rtn",
@@ -103,31 +111,55 @@ def _inverse_factor(hessian: Tensor, damp: float) -> Tensor:
 
 
 def feed_back(w: Tensor, affine: Affine, order: Tensor, upper: Tensor, pull: Tensor | None, block: int) -> Tensor:
-    """Codes (out, in) of w (out, in), rounded in `order` with error feedback through `upper` (and `pull`).
-
-    Works on wᵀ: a column of the matrix is then contiguous, and a step is one rank-1 update of the block's columns.
-    """
-    rest = w.T[order].contiguous()
-    codes = torch.empty_like(rest)
-    width, levels = rest.shape[0], affine.grid.levels
-    where = order.tolist()
-    for start in range(0, width, block):
-        stop = min(start + block, width)
-        here, factor_here = rest[start:stop], upper[start:stop, start:stop]
-        errors, moved = torch.empty_like(here), torch.empty_like(here)
-        for j in range(stop - start):
-            scale, zero = affine.column(where[start + j])
-            column = here[j]
-            code = nearest(column, scale, zero, levels)
-            codes[start + j] = code
-            errors[j] = (column - scale * (code - zero)) / factor_here[j, j]
-            if pull is not None:
-                moved[j] = column
-                here[j:].addr_(pull[start + j, start + j : stop], moved[j])
-            here[j + 1 :].addr_(factor_here[j, j + 1 :], errors[j], alpha=-1)
-        rest[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
-        if pull is not None:
-            rest[stop:].addmm_(pull[start:stop, stop:].T, moved)
+    """Codes (out, in) of w (out, in), rounded in `order` with error feedback through `upper` (and `pull`)."""
+    rest = w[:, order].contiguous()
+    codes = torch.empty(rest.shape, dtype=torch.uint8, device=w.device)
+    one_block = _native_block if w.device.type == "cpu" else torch_block
+    for start in range(0, rest.shape[1], block):
+        here = slice(start, min(start + block, rest.shape[1]))
+        tail = slice(here.stop, None)
+        square = (upper[here, here].contiguous(), None if pull is None else pull[here, here].contiguous())
+        errors, moved = one_block(rest, codes, here, *square, affine, affine.group_of[order[here]])
+        rest[:, tail].addmm_(errors, upper[here, tail], alpha=-1)
+        if pull is not None and moved is not None:
+            rest[:, tail].addmm_(moved, pull[here, tail])
     out = torch.empty_like(codes)
-    out[order] = codes
-    return out.T
+    out[:, order] = codes
+    return out
+
+
+Errors = tuple[Tensor, Tensor | None]
+
+
+def torch_block(
+    rest: Tensor, codes: Tensor, here: slice, upper: Tensor, pull: Tensor | None, affine: Affine, group_of: Tensor
+) -> Errors:
+    """Round the columns `here` of rest (out, in) one after another; each moves the block's later ones.
+
+    Returns the errors and, with `pull`, the columns as they were rounded, (out, block) each.
+    """
+    columns = rest[:, here]
+    errors, moved = torch.empty_like(columns), None if pull is None else torch.empty_like(columns)
+    for j, group in enumerate(group_of.tolist()):
+        scale, zero = affine.of_group(group)
+        column = columns[:, j].clone()
+        code = nearest(column, scale, zero, affine.grid.levels)
+        codes[:, here.start + j] = code.to(torch.uint8)
+        errors[:, j] = (column - scale * (code - zero)) / upper[j, j]
+        if pull is not None and moved is not None:
+            moved[:, j] = column
+            columns[:, j + 1 :] += column[:, None] * pull[j, j + 1 :]
+        columns[:, j + 1 :] -= errors[:, j, None] * upper[j, j + 1 :]
+    return errors, moved
+
+
+def _native_block(
+    rest: Tensor, codes: Tensor, here: slice, upper: Tensor, pull: Tensor | None, affine: Affine, group_of: Tensor
+) -> Errors:
+    """`torch_block` in C++, on the CPU."""
+    scale = affine.scale.T.to(rest.dtype).contiguous().numpy()
+    zero = affine.grid.offset if affine.zero is None else affine.zero.T.to(rest.dtype).contiguous().numpy()
+    pulled = None if pull is None else pull.numpy()
+    at = (upper.numpy(), pulled, scale, zero, group_of.numpy(), affine.grid.levels, codes.numpy())
+    errors, moved = native.feed_back(rest.numpy(), here.start, *at)
+    return torch.from_numpy(errors), None if moved is None else torch.from_numpy(moved)

@@ -1,0 +1,115 @@
+"""The command line in processes that may be killed or stopped. They are forked from a server that has loaded torch."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+SECONDS = 60.0  # after which a process counts as hung
+CHANGES = ("open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate")
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(
+    [
+        "tokenizers",
+        "torch",
+        "paretobit.cli",
+        "paretobit.compress.apply",
+        "paretobit.compress.corpus",
+        "paretobit.compress.methods.gptq",
+        "paretobit.compress.methods.rtn",
+        "paretobit.reports.card",
+        "paretobit.verbs.quantize",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """code: exit code, or minus the signal; err: both outputs; touched: how often it touched files that are watched."""
+
+    code: int
+    err: str
+    touched: int
+
+
+class Running:
+    """One `paretobit …` in a process of its own.
+
+    watch: a folder; the process counts how often it opens, makes, renames or removes something there, and before the
+    `at`-th time it sends itself `signal_number`.
+    """
+
+    def __init__(
+        self, *arguments: object, watch: Path, log: Path, at: int = 0, signal_number: int = signal.SIGKILL
+    ) -> None:
+        self.log, self.count = log, log.with_suffix(".count")
+        given = ([str(x) for x in arguments], str(watch), str(log), str(self.count), at, signal_number)
+        self.process = _context.Process(target=_run, args=given, daemon=True)
+        self.process.start()
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def wait_until_stopped(self) -> None:
+        """Return once the process has stopped itself."""
+        end = time.monotonic() + SECONDS
+        while Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            assert time.monotonic() < end and self.process.is_alive(), self.log.read_text()
+            time.sleep(0.01)
+
+    def go_on(self) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, signal.SIGCONT)
+
+    def end(self) -> Ended:
+        self.process.join(SECONDS)
+        if self.process.is_alive():
+            self.process.kill()
+            raise AssertionError(f"it hangs: {self.log.read_text()}")
+        touched = int(self.count.read_text()) if self.count.exists() else 0
+        code = self.process.exitcode
+        assert code is not None
+        return Ended(code, self.log.read_text(), touched)
+
+
+def _run(arguments: list[str], watch: str, log: str, count: str, at: int, signal_number: int) -> None:
+    """What the forked process does."""
+    import torch
+
+    from paretobit.cli import main
+    from paretobit.compress import estimate
+
+    torch.set_num_threads(1)
+    estimate.matmul_flops = lambda seconds=0.3: 1e10
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", closefd=False)
+    touched = 0
+
+    def hook(event: str, given: tuple) -> None:
+        nonlocal touched
+        if event in CHANGES:
+            # Removing a tree works with names relative to open folders: those count as well.
+            relative = event in ("os.remove", "os.rmdir") and given[1] >= 0
+            if relative or str(given[0]).startswith(watch):
+                touched += 1
+                if touched == at:
+                    os.kill(os.getpid(), signal_number)
+
+    sys.addaudithook(hook)
+    code = 0
+    try:
+        main(arguments)
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    sys.stdout.flush()
+    Path(count).write_text(str(touched))
+    os._exit(code)
