@@ -156,8 +156,8 @@ def feed_back(
     """One block of GPTQ's column loop, in place: see `compress.methods.gptq`, whose loop it equals.
 
     rest: float32 or float64 (out, in), columns in rounding order, from `start` on those of the block; upper, pull:
-    (block, block); scale, zero: (out, groups), or one zero for all; group_of: int64 (block,); codes: uint8 (out, in), filled
-    in. Returns (errors, moved), each (out, block): what the columns after the block still have to be told.
+    (block, block); scale, zero: (out, groups), or one zero for all; group_of: int64 (block,); codes: uint8 (out, in),
+    filled in. Returns (errors, moved), each (out, block): what the columns after the block still have to be told.
     """
     errors = np.empty((rest.shape[0], len(upper)), rest.dtype)
     moved = None if pull is None else np.empty_like(errors)

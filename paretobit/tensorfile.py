@@ -12,7 +12,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -319,8 +319,10 @@ class TensorWriter:
 
     def abort(self) -> None:
         """Drop the unfinished file."""
-        self._out.close()
-        self._partial.unlink(missing_ok=True)
+        with suppress(OSError):  # what is still buffered does not fit on a full disk either
+            self._out.close()
+        with suppress(OSError):
+            self._partial.unlink(missing_ok=True)
 
     @contextmanager
     def _cleaned(self) -> Iterator[None]:

@@ -42,14 +42,22 @@ class Running:
     """One `paretobit …` in a process of its own.
 
     watch: a folder; the process counts how often it opens, makes, renames or removes something there, and before the
-    `at`-th time it sends itself `signal_number`.
+    `at`-th time it sends itself `signal_number`, or, with an `error`, is told by the system of that error number.
+    largest: bytes that no file may outgrow: the system refuses the write in the middle.
     """
 
     def __init__(
-        self, *arguments: object, watch: Path, log: Path, at: int = 0, signal_number: int = signal.SIGKILL
+        self,
+        *arguments: object,
+        watch: Path,
+        log: Path,
+        at: int = 0,
+        signal_number: int = signal.SIGKILL,
+        error: int = 0,
+        largest: int = 0,
     ) -> None:
         self.log, self.count = log, log.with_suffix(".count")
-        given = ([str(x) for x in arguments], str(watch), str(log), str(self.count), at, signal_number)
+        given = ([str(x) for x in arguments], str(watch), str(log), str(self.count), at, signal_number, error, largest)
         self.process = _context.Process(target=_run, args=given, daemon=True)
         self.process.start()
 
@@ -78,8 +86,12 @@ class Running:
         return Ended(code, self.log.read_text(), touched)
 
 
-def _run(arguments: list[str], watch: str, log: str, count: str, at: int, signal_number: int) -> None:
+def _run(
+    arguments: list[str], watch: str, log: str, count: str, at: int, signal_number: int, error: int, largest: int
+) -> None:
     """What the forked process does."""
+    import resource
+
     import torch
 
     from paretobit.cli import main
@@ -101,15 +113,21 @@ def _run(arguments: list[str], watch: str, log: str, count: str, at: int, signal
             relative = event in ("os.remove", "os.rmdir") and given[1] >= 0
             if relative or str(given[0]).startswith(watch):
                 touched += 1
+                if touched == at and error:
+                    raise OSError(error, os.strerror(error), str(given[0]))
                 if touched == at:
                     os.kill(os.getpid(), signal_number)
 
     sys.addaudithook(hook)
+    if largest:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     code = 0
     try:
         main(arguments)
     except SystemExit as stop:
         code = int(stop.code or 0)
     sys.stdout.flush()
-    Path(count).write_text(str(touched))
+    sys.stderr.flush()
+    if not largest:
+        Path(count).write_text(str(touched))
     os._exit(code)

@@ -29,7 +29,7 @@ def problem(seed: int, width: int = WIDTH) -> tuple[torch.Tensor, TapStats]:
 
 def brute_force(w: torch.Tensor, stats: TapStats, affine: Affine, params: gptq.Params) -> torch.Tensor:
     """Optimal brain surgeon, one column at a time: the columns still free move by the least-squares answer to the error
-    (asymmetric: also to what the full-precision inputs are missing), with the inverse of their own Hessian each time."""
+    (asymmetric: also to what the full-precision inputs miss), with the inverse of their own Hessian each time."""
     h = stats.hessian / stats.n
     h = h + params.damp * h.diagonal().mean() * torch.eye(len(h), dtype=h.dtype)
     shift = stats.cross / stats.n

@@ -34,7 +34,7 @@ class Params:
     damp: float = 0.01
     act_order: bool = True
     block: int = 128
-    asymmetric: float = 0.0
+    asymmetric: float = 0.25
     weighted: bool = True
 
     def __post_init__(self) -> None:
