@@ -55,6 +55,8 @@ class Artifact(Checkpoint):
         self.arch: Arch = resolve(self.config)
         self.plan: Plan = read_plan(read_bytes(self.folder / PLAN), str(self.folder / PLAN))
         check_covers(self.plan, self.arch, str(self.folder / PLAN))
+        if self.plan.model != self.manifest["model"]["hash"]:
+            raise ParetobitError(f"{self.folder}: {PLAN} and {MANIFEST} speak of different models", hint=DAMAGED)
         self.file = SafetensorsFile(self.folder / TENSORS)
         self.schemes = self._schemes()
 

@@ -134,6 +134,8 @@ def _layer(name: str, value: object, source: str) -> Layer:
     params = value.get("params", {})
     if not isinstance(params, dict) or not value["method"].isidentifier():
         raise _bad(source, f"layer {name[:100]}: bad method or params")
+    if max(len(value["scheme"]), len(value["method"])) > 80:
+        raise _bad(source, f"layer {name[:100]}: no scheme or method has so long a name")
     try:
         scheme = parse(value["scheme"])
     except ParetobitError as why:

@@ -111,7 +111,7 @@ def test_a_full_disk_anywhere_is_one_line_and_finished_work_is_kept(
         folder.mkdir()
         log = tmp_path / f"{at}.log"
         ended = Running(*job, "-o", folder / "out", watch=folder, log=log, at=int(at), error=errno.ENOSPC).end()
-        if ended.code == 0:  # what it could not do was to remove something after the result was complete
+        if ended.code == 0:  # it only looked for something to clear away
             assert contents(folder / "out") == files
             continue
         assert "the disk is full; hint: free some space and repeat the command" in failed(ended), at
@@ -132,9 +132,8 @@ def test_a_write_refused_in_the_middle_leaves_nothing_half_written(
     finish(job, folder, undisturbed[0])
 
 
-@pytest.mark.parametrize("disk", ["a real disk"] if namespace() else [])
-def test_a_small_disk_and_a_locked_one(
-    job: tuple[str, ...], undisturbed: tuple[dict[str, bytes], int], text: Path, tmp_path: Path, disk: str
+def small_and_locked_disk(
+    job: tuple[str, ...], undisturbed: tuple[dict[str, bytes], int], text: Path, tmp_path: Path
 ) -> None:
     place, keep = tmp_path / "disk", tmp_path / "keep"
     place.mkdir()
@@ -155,3 +154,8 @@ def test_a_small_disk_and_a_locked_one(
     assert listed[0] == 0 and "bits per weight" in listed[1]
     assert measured[0] == 0 and "perplexity" in measured[1]
     assert "warning: the results are not kept: " in measured[2]
+
+
+# Where a machine lets nobody mount, the tests above must do: they need no rights.
+if namespace():
+    test_a_small_disk_and_a_locked_one = small_and_locked_disk

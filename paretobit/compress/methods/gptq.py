@@ -82,7 +82,9 @@ def _factor(stats: TapStats, params: Params) -> tuple[Tensor, Tensor, Tensor | N
     mean = diagonal.mean()
     # A channel that was never active says nothing: give it a neutral diagonal, so it is rounded to nearest by itself.
     diagonal[diagonal == 0] = mean if mean > 0 else 1.0
-    order = torch.argsort(diagonal, descending=True, stable=True) if params.act_order else torch.arange(stats.width)
+    order = torch.arange(stats.width, device=hessian.device)
+    if params.act_order:
+        order = torch.argsort(diagonal, descending=True, stable=True)
     hessian = hessian[order][:, order]
     upper = _inverse_factor(hessian, params.damp)
     if not params.asymmetric or stats.cross is None:
