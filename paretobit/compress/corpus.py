@@ -77,12 +77,13 @@ def _own_text(source: Checkpoint, count: int, seed: int, device: str) -> np.ndar
     if missing:
         from paretobit.compress.model import Decoder
 
+        bos_id = Tokenizer(source.companions).bos_id if "tokenizer.json" in source.companions else None
         decoder = Decoder(source, device=device, keep=True)
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         with progress("the model writes its calibration text", len(missing) * (WINDOW - 1)) as advance:
             for path in missing:
-                ids = _one_round(decoder, [seed, rounds.index(path)], advance)
+                ids = _one_round(decoder, [seed, rounds.index(path)], bos_id, advance)
                 beside = path.with_name(f"{path.stem}.{os.getpid()}.npy")
                 with disk_errors(path):
                     np.save(beside, ids, allow_pickle=False)
@@ -90,17 +91,19 @@ def _own_text(source: Checkpoint, count: int, seed: int, device: str) -> np.ndar
     return np.concatenate([np.load(path, allow_pickle=False) for path in rounds])[:count].astype(np.int64)
 
 
-def _one_round(decoder: Decoder, seeds: list[int], advance: Advance) -> np.ndarray:
-    """int64 (16, 512): sixteen texts, each from a random first token."""
+def _one_round(decoder: Decoder, seeds: list[int], bos_id: int | None, advance: Advance) -> np.ndarray:
+    """int64 (16, 512): sixteen texts, each from a random first token, after BOS where the tokenizer adds one."""
     import torch
 
     from paretobit.compress.sampling import stream
 
     random = np.random.default_rng(seeds)
     first = torch.from_numpy(random.integers(0, decoder.arch.vocab, (SEQUENCES_AT_ONCE, 1)))
+    if bos_id is not None:
+        first = torch.cat([torch.full_like(first, bos_id), first], 1)
     generator = torch.Generator(decoder.device).manual_seed(int(random.integers(1 << 31)))
     columns = [first]
-    for column in stream(decoder, first, WINDOW - 1, 1.0, generator):
+    for column in stream(decoder, first, WINDOW - first.shape[1], 1.0, generator):
         columns.append(column.cpu()[:, None])
         advance(1)
     return torch.cat(columns, 1).numpy()
