@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import reprlib
 from collections.abc import Mapping
 from functools import cached_property
@@ -64,7 +65,7 @@ class Artifact(Checkpoint):
         """Scheme of every tensor; raises where the stored arrays are not those that the plan calls for."""
         schemes: dict[str, Scheme] = {}
         expected = set()
-        for name, shape in self.arch.shapes().items():
+        for name, shape in self._shapes.items():
             layer = self.plan.layers.get(name)
             scheme = layer.scheme if layer else self._float_scheme(name)
             for part in parts(scheme, shape):
@@ -89,9 +90,6 @@ class Artifact(Checkpoint):
 
     def names(self) -> list[str]:
         return list(self.schemes)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.arch.shapes()[name]
 
     def qtensor(self, name: str, rows: slice = slice(None)) -> QTensor:
         """The codes, scales and zero points of `rows` of one quantized tensor."""
@@ -145,7 +143,7 @@ class Artifact(Checkpoint):
 
     @property
     def parameters(self) -> int:
-        return sum(int(np.prod(shape)) for shape in self.arch.shapes().values())
+        return sum(math.prod(shape) for shape in self._shapes.values())
 
     @property
     def bits_per_weight(self) -> float:

@@ -95,9 +95,9 @@ class HfCheckpoint(Checkpoint):
         others: list[str] = []
         for file, name in stored:
             ours = canonical(name)
-            if IGNORED.search(name) or (self.arch.tied and ours == HEAD and EMBED in self.arch.shapes()):
+            if IGNORED.search(name) or (self.arch.tied and ours == HEAD and EMBED in self._shapes):
                 continue
-            if ours not in self.arch.shapes():
+            if ours not in self._shapes:
                 others.append(name)
             elif ours in where:
                 raise ParetobitError(
@@ -119,7 +119,7 @@ class HfCheckpoint(Checkpoint):
         return where
 
     def _check_shapes(self) -> None:
-        shapes = self.arch.shapes()
+        shapes = self._shapes
         missing = [name for name in shapes if name not in self._where]
         if missing:
             tied = missing == [HEAD]

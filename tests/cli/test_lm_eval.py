@@ -18,8 +18,9 @@ import json, sys
 import lm_eval, paretobit.evals.lm_eval_adapter
 from lm_eval.tasks import TaskManager
 tasks = TaskManager(include_path=sys.argv[2], include_defaults=False)
+packed = f"artifact={sys.argv[1]}"
 found = lm_eval.simple_evaluate(
-    model="paretobit", model_args=f"artifact={sys.argv[1]}", tasks=["tiny_choice"], task_manager=tasks, bootstrap_iters=0
+    model="paretobit", model_args=packed, tasks=["tiny_choice"], task_manager=tasks, bootstrap_iters=0
 )
 print(json.dumps({k: v for k, v in found["results"]["tiny_choice"].items() if isinstance(v, float)}))
 """

@@ -71,44 +71,50 @@ def factor(stats: TapStats, params: Params) -> tuple[Tensor, Tensor, Tensor | No
 
 
 def _factor(stats: TapStats, params: Params) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Frees what it no longer needs: a wide tap's matrices are the most that quantization holds at any time."""
     assert stats.hessian is not None
-    hessian: Tensor = stats.hessian / max(stats.n, 1)
-    diagonal = hessian.diagonal()
-    if not torch.isfinite(hessian).all():
+    if not torch.isfinite(stats.hessian).all():
         raise ParetobitError(
-            f"the Hessian of a tap of width {stats.width} is not finite",
-            hint="calibrate on other text, or use rtn",
+            f"the Hessian of a tap of width {stats.width} is not finite", hint="calibrate on other text, or use rtn"
         )
-    mean = diagonal.mean()
-    # A channel that was never active says nothing: give it a neutral diagonal, so it is rounded to nearest by itself.
-    diagonal[diagonal == 0] = mean if mean > 0 else 1.0
-    order = torch.arange(stats.width, device=hessian.device)
+    tokens, diagonal = max(stats.n, 1), stats.hessian.diagonal()
+    order = torch.arange(stats.width, device=diagonal.device)
     if params.act_order:
-        order = torch.argsort(diagonal, descending=True, stable=True)
-    hessian = hessian[order][:, order]
-    upper = _inverse_factor(hessian, params.damp)
+        # A channel that was never active counts as an average one, here and in the factorization.
+        order = torch.argsort(_neutral(diagonal), descending=True, stable=True)
+    upper = _inverse_factor(stats.hessian, order, tokens, params.damp)
     if not params.asymmetric or stats.cross is None:
         return order, upper, None
-    cross = (stats.cross / max(stats.n, 1))[order][:, order]
-    pull = params.asymmetric * (cross @ upper.T).triu_(1) @ upper
-    return order, upper, pull
+    towards = stats.cross[order[:, None], order].mul_(params.asymmetric / tokens) @ upper.T
+    return order, upper, towards.triu_(1) @ upper
 
 
-def _inverse_factor(hessian: Tensor, damp: float) -> Tensor:
-    """Upper U with UᵀU = (H + damp·mean·I)⁻¹: with H = R Rᵀ, R upper (a Cholesky from the last row up), U = R⁻¹."""
-    mean = hessian.diagonal().mean()
-    eye = torch.eye(hessian.shape[0], device=hessian.device)
+def _neutral(diagonal: Tensor) -> Tensor:
+    """The diagonal with its mean (1 if that is 0) in place of zeros, so that a dead channel can be factored."""
+    mean = diagonal.mean()
+    return torch.where(diagonal == 0, torch.where(mean > 0, mean, 1.0), diagonal)
+
+
+def _inverse_factor(hessian: Tensor, order: Tensor, tokens: int, damp: float) -> Tensor:
+    """Upper U with UᵀU = (H + damp·mean·I)⁻¹, H the mean over tokens in `order`.
+
+    With H = R Rᵀ, R upper (a Cholesky from the last row up), U = R⁻¹.
+    """
+    back = order.flip(0)
+    flipped = hessian[back[:, None], back].div_(tokens)
+    diagonal = _neutral(flipped.diagonal())
+    mean = diagonal.mean()
     while damp <= 100:
-        lower, failed = torch.linalg.cholesky_ex(
-            hessian.flip(0, 1).diagonal_scatter(hessian.diagonal().flip(0) + damp * mean)
-        )
+        flipped.diagonal().copy_(diagonal + damp * mean)
+        lower, failed = torch.linalg.cholesky_ex(flipped)
         if not failed:
+            del flipped
+            eye = torch.eye(len(order), dtype=lower.dtype, device=lower.device)
             return torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True)
-        say(f"gptq: Hessian of width {len(hessian)} is not positive definite at damp {damp:g}, raising it tenfold")
-        damp = max(10 * damp, 1e-6)
+        say(f"gptq: a Hessian of width {len(order)} is not positive definite at damp {damp:g}, raising it tenfold")
+        damp *= 10
     raise ParetobitError(
-        f"the Hessian of a tap of width {len(hessian)} cannot be factored",
-        hint="calibrate on more text, or use rtn",
+        f"the Hessian of a tap of width {len(order)} cannot be factored", hint="calibrate on more text, or use rtn"
     )
 
 
