@@ -42,6 +42,7 @@ def one_run(model: str, tokens: int, scheme: str, inputs: str, out: str, calib: 
     import torch
 
     from paretobit import hardware, open_model, quantize
+    from paretobit.compress import apply, estimate
 
     source = open_model(model)
     before = sgemm()
@@ -52,7 +53,10 @@ def one_run(model: str, tokens: int, scheme: str, inputs: str, out: str, calib: 
     shapes = [shape for layer in range(arch.layers) for shape in arch.block_shapes(layer).values() if len(shape) == 2]
     widths = [tap.width for layer in range(arch.layers) for tap in arch.taps(layer)]
     work = 2 * tokens * (sum(map(math.prod, shapes)) + sum(w * w for w in widths))
+    needs = frozenset({"hessian", "cross"} if inputs == "sequential" else {"hessian"})
     facts = {"seconds": fit.seconds, "limit": work / speed, "peak": peak, "gflops": speed / 1e9}
+    facts["predicted_seconds"] = estimate.seconds(arch, tokens, needs, speed)
+    facts["predicted_peak"] = estimate.peak_bytes(arch, tokens, needs, apply.ROWS_PER_CHUNK)
     print(json.dumps(facts | {"isa": hardware.isa(), "threads": torch.get_num_threads()}))
 
 
@@ -99,6 +103,7 @@ def main() -> None:
         seconds = statistics.median(run["seconds"] for run in runs)
         at = runs[-1]
         print(f"{kind} inputs: {spread} × the matrix products; {seconds:.0f} s, peak {peak:.2f} GB")
+        print(f"  predicted {at['predicted_seconds']:.0f} s, {at['predicted_peak'] / 1e9:.2f} GB")
         print(f"  {given.model} {given.scheme}, {given.tokens} tokens; {at['gflops']:.0f} GFLOP/s, {at['isa']}, "
               f"{at['threads']} threads")  # fmt: skip
 

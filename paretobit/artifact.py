@@ -26,7 +26,7 @@ from paretobit.work import DAMAGED, MANIFEST, read_bytes, read_json, write_atomi
 FORMAT = 1
 TENSORS, PLAN, CONFIG = "model.safetensors", "plan.json", "config.json"
 RESULTS, CARD = "results.jsonl", "README.md"
-NEEDED = (TENSORS, PLAN, CONFIG, MANIFEST)
+NEEDED = (MANIFEST, TENSORS, PLAN, CONFIG)
 EXACT = parse("fp32")
 
 
@@ -42,7 +42,8 @@ class Artifact(Checkpoint):
         self.name = self.folder.name
         for file in NEEDED:
             if not (self.folder / file).is_file():
-                raise ParetobitError(f"{self.folder}: {file} is missing", hint="quantize the model again")
+                hint = "name what paretobit quantize wrote" if file == MANIFEST else "quantize the model again"
+                raise ParetobitError(f"{self.folder}: {file} is missing", hint=hint)
         self.manifest = read_json(self.folder / MANIFEST)
         if self.manifest.get("kind") != "model" or self.manifest.get("format") != FORMAT:
             found = [reprlib.repr(self.manifest.get(name)) for name in ("format", "kind")]

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import io
 import json
+import os
 import pkgutil
 import sys
 from typing import Any, get_args, get_type_hints
@@ -49,9 +50,9 @@ def main(arguments: list[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         print("interrupted; hint: repeat the command to go on where it stopped", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
+    except BrokenPipeError:  # nobody reads the progress any more: what a process without handlers would end with
         sys.stderr.close()
-        sys.exit(0)
+        sys.exit(141)
 
 
 def _fail(line: str) -> None:
@@ -76,10 +77,7 @@ def _command(verb: Verb) -> click.Command:
         result = verb.function(*many, **values)
         if not leads():
             return
-        if as_json:
-            print(json.dumps(result.to_json(), indent=1))
-        else:
-            _print(verb.show(result))
+        _print(json.dumps(result.to_json(), indent=1) if as_json else verb.show(result))
 
     return click.Command(verb.command, callback=callback, params=params, help=_summary(verb), short_help=_summary(verb))
 
@@ -101,22 +99,21 @@ def _parameter(p: inspect.Parameter, hint: Any) -> click.Parameter:
     if base is bool:
         return click.Option(spelled, is_flag=True, default=p.default, help=option.help)
     many = isinstance(p.default, tuple)
-    return click.Option(
-        spelled,
-        type=base,
-        multiple=many,
-        required=p.default is p.empty,
-        default=None if p.default is p.empty else p.default,
-        show_default=p.default not in (None, (), p.empty),
-        help=option.help,
-    )
+    # An option with a default, even None, is never missing.
+    given: dict[str, Any] = {"required": True} if p.default is p.empty else {"default": p.default}
+    shown = p.default not in (None, (), p.empty)
+    return click.Option(spelled, type=base, multiple=many, show_default=shown, help=option.help, **given)
 
 
 def _print(shown: object) -> None:
-    if isinstance(shown, str):
-        print(shown)
-    else:
+    if not isinstance(shown, str):
         from rich.console import Console
 
-        wide = None if sys.stdout.isatty() else 140
-        Console(width=wide, highlight=False).print(shown)
+        console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+        with console.capture() as captured:
+            console.print(shown)
+        shown = captured.get().rstrip("\n")
+    try:
+        print(shown, flush=True)
+    except BrokenPipeError:  # the work is done, and its reader has seen enough: `paretobit inspect OUT | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,7 +2,7 @@
 
     pip install '.[compress]' llmcompressor
     python bench/peers/gptq.py --calib FILE [--text FILE ...] [--model demo:smollm2] [--scheme w3g64]
-                               [--tokens 8192] [--windows 40] [--peer METHOD/OBSERVER ...] [--set gptq.damp=0.01 ...]
+                               [--tokens 8192] [--windows 40] [--peer METHOD/OBSERVER ...] [--also gptq.damp=0.02 ...]
 
 Both sides start from one folder of float32 safetensors, written here from the (dequantized) model, and calibrate on the
 token ids that `paretobit quantize --calib FILE` makes. llm-compressor runs at its documented defaults: act-order
@@ -207,21 +207,25 @@ def check_forward(model: Any, source: Replaced, tokens: np.ndarray) -> None:
 # ---- ours
 
 
-def run_ours(given: argparse.Namespace, source: Checkpoint, calibration: str, method: str, folder: Path) -> Candidate:
-    """`paretobit quantize` with the embedding left as it is; `calibration` is the hash its windows must have."""
-    out = folder / f"ours-{method}"
-    scheme = given.scheme
-    options = tuple(given.set) if method == "gptq" else ()
-    fit = quantize(given.model, out=str(out), to=scheme, method=method, embed="fp32", calib=given.calib,
-                   tokens=given.tokens, set=options, device="cpu")  # fmt: skip
+def run_ours(given: argparse.Namespace, source: Checkpoint, calibration: str, method: str, option: str) -> Candidate:
+    """`paretobit quantize` with the embedding left as it is, and one `--set` option or none."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        fit = quantize(given.model, out=str(out), to=given.scheme, method=method, embed="fp32", calib=given.calib,
+                       tokens=given.tokens, set=(option,) if option else (), device="cpu")  # fmt: skip
+        return read_ours(out, source, calibration, method, option, fit.seconds)
+
+
+def read_ours(out: Path, source: Checkpoint, calibration: str, method: str, option: str, seconds: float) -> Candidate:
+    """The matrices of a packed model; `calibration` is the hash that its calibration windows must have."""
     packed = Artifact(out)
     used = packed.manifest["fingerprint"]["calibration"].get("hash")
     if method != "rtn" and used != calibration:
         raise SystemExit("ours was calibrated on other windows")
     names = matrices(source)
     bits = 8 * sum(packed.nbytes(name) for name in names) / sum(math.prod(source.shape(name)) for name in names)
-    spoken = f"paretobit {method.upper()}" + "".join(f", {option}" for option in options)
-    return Candidate(spoken, version("paretobit"), {name: packed.read(name) for name in names}, bits, fit.seconds)
+    spoken = f"paretobit {method.upper()}" + (f", {option}" if option else "")
+    return Candidate(spoken, version("paretobit"), {name: packed.read(name) for name in names}, bits, seconds)
 
 
 # ---- evaluation
@@ -321,7 +325,7 @@ def main() -> None:
     parser.add_argument("--calib", required=True, help="calibration text (a file)")
     parser.add_argument("--text", action="append", default=[], help="evaluation text; may be repeated")
     parser.add_argument("--peer", action="append", help=f"METHOD/OBSERVER (default: {' '.join(DEFAULT_PEERS)})")
-    parser.add_argument("--set", action="append", default=[], help="a parameter of our GPTQ")
+    parser.add_argument("--also", action="append", default=[], help="a second run of our GPTQ with this --set option")
     given = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     source, grid = open_model(given.model), parse(given.scheme).weight
@@ -333,8 +337,8 @@ def main() -> None:
         export(source, folder)
         for which in DEFAULT_PEERS if given.peer is None else given.peer:
             candidates.append(run_peer(folder, source, corpus.ids, grid, which))
-        for method in ("rtn", "gptq"):
-            candidates.append(run_ours(given, source, corpus.hash, method, Path(scratch)))
+    for method, option in (("rtn", ""), *(("gptq", option) for option in [*given.also, ""])):
+        candidates.append(run_ours(given, source, corpus.hash, method, option))
     report(given, source, candidates)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from paretobit import native
 from paretobit.arch import Tap
 from paretobit.arch.spec import EMBED, FINAL_NORM, HEAD
 from paretobit.artifact import float_arrays, stored
@@ -29,7 +30,7 @@ from paretobit.planfile import Layer, Plan
 from paretobit.progress import progress, say
 from paretobit.qtensor import QTensor
 from paretobit.scheme import FLOATS
-from paretobit.tensorfile import write_arrays
+from paretobit.tensorfile import SafetensorsFile, write_arrays
 from paretobit.work import Work
 
 ROWS_PER_CHUNK = 8192
@@ -78,10 +79,13 @@ def run(job: Job, work: Work) -> list[Path]:
     everything = job.needs(job.plan.layers)
     streams = bool(everything) and job.stats is None
     with torch.inference_mode(), progress(f"quantizing {job.source.name}", arch.layers + 1) as advance:
-        walk, first = None, next((i for i, unit in enumerate(units) if not unit.exists()), len(units))
+        walk, first = None, job.world.least(next((i for i, unit in enumerate(units) if not unit.exists()), len(units)))
         if streams:
             assert job.windows is not None
-            walk, first = calibrate.resume(work, decoder, job.windows, job.world, CROSS in everything)
+            walk, at = calibrate.resume(work, decoder, job.windows, job.world, CROSS in everything, first)
+            for layer in range(at, first):
+                original = decoder.weights(layer)
+                walk.replay(layer, original | _rounded(job, units[layer], original), original)
         advance(first)
         for layer in range(first, arch.layers):
             _block(job, decoder, walk, layer, units[layer])
@@ -124,6 +128,20 @@ def _block(job: Job, decoder: Decoder, walk: calibrate.Walk | None, layer: int, 
         if name not in job.plan.layers:
             packed[name] = float_arrays(weights[name].cpu().numpy(), None)[1]
     _write(job, unit, packed)
+
+
+def _rounded(job: Job, unit: Path, weights: Iterable[str]) -> dict[str, Tensor]:
+    """What a finished block's matrices are to the blocks after it: the unit's, where inputs are sequential."""
+    names = [name for name in weights if name in job.plan.layers and quantized(job.plan.layers[name])]
+    file = SafetensorsFile(unit)
+    found = {}
+    for name in names if job.sequential else ():
+        grid, columns = job.plan.layers[name].scheme.weight, job.source.shape(name)[1]
+        codes = native.unpack(file.read_raw(name + ".codes"), grid.levels, columns)
+        stored_zero = grid.zero == "stored"
+        zero = native.unpack(file.read_raw(name + ".zero"), grid.levels, grid.groups(columns)) if stored_zero else None
+        found[name] = dequant(QTensor(codes, file.read_raw(name + ".scale"), zero, grid), job.device)
+    return found
 
 
 def _ends(job: Job, decoder: Decoder, walk: calibrate.Walk | None, unit: Path) -> None:

@@ -8,6 +8,7 @@ that leaves them alone gives statistics of the full-precision model. Both are th
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,20 +26,23 @@ from paretobit.work import Work
 
 Visit = Callable[[Tap, TapStats], None]
 TOKENS_PER_BATCH = 4096
+PAIRED_TOKENS = 16384  # the correction towards the full-precision model is a mean that fewer tokens settle
+SAVING_SHARE = 20  # states are saved when this many times the duration of a save has passed since the last one
 
 
 @dataclass
 class Walk:
     """Hidden states (windows, tokens, hidden) before the next block: `hidden` of the model as rounded so far, and, for
-    methods that correct towards it, `full` of the full-precision model."""
+    methods that correct towards it, `full` of the full-precision model, for the first windows."""
 
     decoder: Decoder
     hidden: Tensor
     full: Tensor | None = None
+    saved_at: float = 0.0
+    saving_took: float = 0.0
 
     def batches(self, states: Tensor) -> list[Tensor]:
-        size = max(1, TOKENS_PER_BATCH // states.shape[1])
-        return list(states.split(size))
+        return list(states.split(_windows_per_batch(states)))
 
     def block(self, layer: int, weights: dict[str, Tensor], needs: frozenset[str], world: World, visit: Visit) -> None:
         """Run one block over all windows; `visit(tap, stats)` may change `weights` of the tap's consumers.
@@ -55,13 +59,19 @@ class Walk:
             stats = TapStats.empty(tap.width, needs, self.hidden.device)
             for i, run in enumerate(runs):
                 _, x = next(run)
-                stats.add(x, next(beside[i])[1] if beside else None)
+                stats.add(x, next(beside[i])[1] if i < len(beside) else None)
                 del x
             world.reduce(stats)
             visit(tap, stats.complete())
         self.hidden = _gather(runs, self.hidden)
         if self.full is not None:
             self.full = _gather(beside, self.full)
+
+    def replay(self, layer: int, weights: dict[str, Tensor], original: dict[str, Tensor]) -> None:
+        """Run a block that is already rounded: the states become what `block` left, bit for bit."""
+        self.hidden = _gather([self.decoder.block(layer, weights, x) for x in self.batches(self.hidden)], self.hidden)
+        if self.full is not None:
+            self.full = _gather([self.decoder.block(layer, original, x) for x in self.batches(self.full)], self.full)
 
     def head(self, needs: frozenset[str], world: World) -> TapStats:
         """Statistics of what the head multiplies: the normed output of the last block."""
@@ -71,6 +81,10 @@ class Walk:
             stats.add(self.decoder.head_input(x))
         world.reduce(stats)
         return stats.complete()
+
+
+def _windows_per_batch(states: Tensor) -> int:
+    return max(1, TOKENS_PER_BATCH // states.shape[1])
 
 
 def _gather(runs: list, states: Tensor) -> Tensor:
@@ -83,28 +97,42 @@ def _gather(runs: list, states: Tensor) -> Tensor:
     return states
 
 
-def resume(work: Work, decoder: Decoder, windows: np.ndarray, world: World, beside: bool) -> tuple[Walk, int]:
-    """The walk as the last saved state has it, and the block it stands before; at the embedding where there is none.
+def resume(
+    work: Work, decoder: Decoder, windows: np.ndarray, world: World, beside: bool, done: int
+) -> tuple[Walk, int]:
+    """A walk of which the first `done` blocks are finished, and the block it stands before: `replay` covers the rest.
 
-    windows (n, tokens) int64: this process's share. beside: carry the full-precision states too.
+    It starts from the last saved states, at the embedding where there are none. windows (n, tokens) int64: this
+    process's share. beside: carry the full-precision states too.
     """
-    saved = [layer for layer in range(1, decoder.arch.layers + 1) if _state(work, world, layer).exists()]
+    saved = [layer for layer in range(1, done + 1) if _state(work, world, layer).exists()]
     layer = world.least(max(saved, default=0))
     if layer:
         file = SafetensorsFile(_state(work, world, layer))
         states = {name: torch.from_numpy(file.read_float32(name)).to(decoder.device) for name in file.tensors}
         return Walk(decoder, states["hidden"], states.get("full")), layer
     hidden = embed(decoder, torch.from_numpy(windows).to(decoder.device))
-    return Walk(decoder, hidden, hidden.clone() if beside else None), 0
+    together = _windows_per_batch(hidden)
+    paired = max(1, PAIRED_TOKENS // world.size // (together * hidden.shape[1])) * together  # whole batches
+    return Walk(decoder, hidden, hidden[:paired].clone() if beside else None), 0
 
 
 def save(work: Work, world: World, walk: Walk, layer: int) -> None:
-    """Keep the states before `layer`, and drop those before the previous one."""
+    """Keep the states before `layer` and drop older ones, unless saving has lately cost too much of the time.
+
+    What is skipped costs a resumed job one forward pass through blocks already rounded, nothing else.
+    """
+    start = time.monotonic()
+    if not world.least(int(start - walk.saved_at >= SAVING_SHARE * walk.saving_took)):
+        return
     states = {"hidden": walk.hidden} | ({"full": walk.full} if walk.full is not None else {})
     write_arrays(_state(work, world, layer), {name: value.cpu().numpy() for name, value in states.items()})
-    # Every process must have its state of this block before any forgets the last one.
+    # Every process must have its state of this block before any forgets an older one.
     world.wait()
-    _state(work, world, layer - 1).unlink(missing_ok=True)
+    for old in range(1, layer):
+        _state(work, world, old).unlink(missing_ok=True)
+    walk.saved_at = time.monotonic()
+    walk.saving_took = walk.saved_at - start
 
 
 def _state(work: Work, world: World, layer: int) -> Path:

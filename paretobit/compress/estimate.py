@@ -7,48 +7,59 @@ not a matrix product. docs/scale.md holds the prediction against what was measur
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Iterable
 
 import torch
 
 from paretobit.arch import Arch
+from paretobit.compress.calibrate import PAIRED_TOKENS
 from paretobit.compress.stats import CROSS
 
-BASE_BYTES = 420e6  # python, torch and its thread pools
-SEARCH_SECONDS = 1 / 25e6  # scale search and packing, a weight
-FEEDBACK_SECONDS = 1.2e-8  # a weight and 128 columns of error feedback
-COLUMN_SECONDS = 6e-5  # one step of the column loop
-FACTOR_SHARE = 4.0  # a factorization runs at a fraction of a product's speed: width³ operations weigh so much
+BASE_BYTES = 500e6  # python, torch and its thread pools
+WEIGHT_SECONDS = 4.5e-8  # reading, scale search and packing, a weight
+COLUMN_SECONDS = 2.5e-8  # the column loop of error feedback, a weight
+ELEMENT_SECONDS = 6e-9  # attention, norms, activations: a token, layer and channel
+FACTOR_PRODUCTS = 3  # products of width³ that factoring a tap's Hessian costs; twice that with `cross`
+FACTOR_MATRICES = 3  # (width, width) matrices held while factoring, beside the statistics
 
 
-def matmul_flops(seconds: float = 0.3) -> float:
-    """float32 operations a second of a 1024 × 1024 product, best of as many as fit into `seconds`."""
-    a, best = torch.randn(1024, 1024), 0.0
-    end = time.perf_counter() + seconds
-    while (start := time.perf_counter()) < end:
+def matmul_flops(products: int = 4) -> float:
+    """float32 operations a second of a 2048 × 2048 product, the median of a few."""
+    a, took = torch.randn(2048, 2048), []
+    for _ in range(products):
+        start = time.perf_counter()
         a @ a
-        best = max(best, 2 * 1024**3 / (time.perf_counter() - start))
-    return best
+        took.append(time.perf_counter() - start)
+    return 2 * 2048**3 / statistics.median(took)
 
 
 def work_flops(arch: Arch, tokens: int, needs: frozenset[str]) -> float:
     """Matrix-product work of calibration: blocks run over all tokens, and a Gram matrix a tap (twice with `cross`)."""
-    streams = 2 if CROSS in needs else 1
+    streams = _streams(tokens, needs)
     shapes = [shape for layer in range(arch.layers) for shape in arch.block_shapes(layer).values()]
     blocks = sum(math.prod(shape) for shape in shapes if len(shape) == 2)
     grams = sum(tap.width**2 for layer in range(arch.layers) for tap in arch.taps(layer)) + arch.hidden**2
     return 2.0 * tokens * streams * (blocks + grams)
 
 
+def _streams(tokens: int, needs: frozenset[str]) -> float:
+    """Models that calibration walks through: the rounded one, and for `cross` the original for some of the tokens."""
+    return 1 + min(1, PAIRED_TOKENS / max(tokens, 1)) if CROSS in needs else 1
+
+
 def seconds(arch: Arch, tokens: int, needs: frozenset[str], flops: float) -> float:
     """Predicted duration of one quantization."""
     shapes = [s for s in arch.shapes().values() if len(s) == 2]
-    total = SEARCH_SECONDS * sum(map(math.prod, shapes))
+    total = WEIGHT_SECONDS * sum(map(math.prod, shapes))
     if needs:
-        widths = [tap.width for layer in range(arch.layers) for tap in arch.taps(layer)]
-        total += (work_flops(arch, tokens, needs) + FACTOR_SHARE * sum(w**3 for w in widths)) / flops
-        total += sum(COLUMN_SECONDS * s[1] + FEEDBACK_SECONDS * math.prod(s) for s in shapes)
+        streams = _streams(tokens, needs)
+        cubes = sum(tap.width**3 for layer in range(arch.layers) for tap in arch.taps(layer))
+        feedback = sum(rows * width**2 for rows, width in shapes)
+        products = work_flops(arch, tokens, needs) + streams * (2.0 * FACTOR_PRODUCTS * cubes + feedback)
+        total += ELEMENT_SECONDS * streams * tokens * arch.layers * (arch.hidden + arch.intermediate)
+        total += products / flops + COLUMN_SECONDS * sum(map(math.prod, shapes))
     return total
 
 
@@ -58,11 +69,11 @@ def peak_bytes(arch: Arch, tokens: int, needs: frozenset[str], vocab_rows: int) 
     ends = 2.0 * arch.vocab * arch.hidden + 4 * 6 * vocab_rows * arch.hidden
     if not needs:
         return BASE_BYTES + max(2 * block, ends)
-    streams = 2 if CROSS in needs else 1
+    streams = _streams(tokens, needs)
     width = max(tap.width for tap in arch.taps(0))
-    live = 4 * tokens * streams * (3 * arch.hidden + width)
-    statistics = 4 * width**2 * (5 + 3 * (streams - 1))
-    return BASE_BYTES + max(live + statistics + 2 * block, ends + 4 * tokens * streams * arch.hidden)
+    live = 4 * tokens * streams * (4.5 * arch.hidden + 2 * width)
+    matrices = 4 * width**2 * (FACTOR_MATRICES + streams)
+    return BASE_BYTES + max(live + matrices + streams * block, ends + 4 * tokens * streams * arch.hidden)
 
 
 def lines(name: str, arch: Arch, tokens: int, needs: Iterable[str], vocab_rows: int) -> str:

@@ -14,7 +14,7 @@ MERGEABLE = (HESSIAN, ABSMAX, ABSMEAN)
 
 @dataclass
 class TapStats:
-    """Statistics of one tap over `n` tokens; a field that nobody asked for stays None.
+    """Statistics of one tap over `n` tokens, `cross` over `paired` of them; what nobody asked for stays None.
 
     absmax, absmean: (width,) largest |x| and sum of |x| of each channel
     hessian: (width, width) sum of x xᵀ, float32
@@ -28,6 +28,7 @@ class TapStats:
     absmean: Tensor | None = None
     hessian: Tensor | None = None
     cross: Tensor | None = None
+    paired: int = 0
     factors: dict[object, Any] = field(default_factory=dict)
 
     @classmethod
@@ -41,13 +42,14 @@ class TapStats:
         return cls(width, 0, made[ABSMAX], made[ABSMEAN], made[HESSIAN], made[CROSS])
 
     def add(self, x: Tensor, full: Tensor | None = None) -> None:
-        """Account for activations x (…, width); `full` are the full-precision model's, needed for `cross`."""
+        """Account for activations x (…, width); `full` are the full-precision model's, for `cross`, where known."""
         x = x.reshape(-1, self.width)
         self.n += x.shape[0]
         if self.hessian is not None:
             add_gram(self.hessian, x)
         if self.cross is not None and full is not None:
             self.cross.addmm_((full.reshape(-1, self.width) - x).T, x)
+            self.paired += x.shape[0]
         if self.absmax is not None:
             torch.maximum(self.absmax, x.abs().amax(0), out=self.absmax)
         if self.absmean is not None:
@@ -62,6 +64,7 @@ class TapStats:
     def merge(self, other: TapStats) -> None:
         """Add the statistics of other tokens."""
         self.n += other.n
+        self.paired += other.paired
         for name in (HESSIAN, CROSS, ABSMEAN):
             if getattr(self, name) is not None:
                 getattr(self, name).add_(getattr(other, name))

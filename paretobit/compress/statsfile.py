@@ -105,10 +105,14 @@ def collect(source: Checkpoint, windows: np.ndarray, work: Work, device: str = "
     made: list[Path] = []
 
     def visit(tap: Tap, stats: TapStats) -> None:
-        _write(work.path(f"{tap.name}.safetensors"), stats)
+        _write(_file(work, tap), stats)
 
     with torch.inference_mode(), progress(f"statistics of {source.name}", arch.layers + 1) as advance:
-        walk, first = resume(work, decoder, windows, World(), False)
+        done = [all(_file(work, tap).exists() for tap in arch.taps(layer)) for layer in range(arch.layers)]
+        first = next((layer for layer in range(arch.layers) if not done[layer]), arch.layers)
+        walk, at = resume(work, decoder, windows, World(), False, first)
+        for layer in range(at, first):
+            walk.replay(layer, decoder.weights(layer), {})
         advance(first)
         for layer in range(first, arch.layers):
             walk.block(layer, decoder.weights(layer), NEEDS, World(), visit)
@@ -117,8 +121,12 @@ def collect(source: Checkpoint, windows: np.ndarray, work: Work, device: str = "
         visit(arch.head_tap, walk.head(NEEDS, World()))
         advance(1)
     for layer in range(arch.layers):
-        made += [work.path(f"{tap.name}.safetensors") for tap in arch.taps(layer)]
-    return [*made, work.path(f"{arch.head_tap.name}.safetensors")]
+        made += [_file(work, tap) for tap in arch.taps(layer)]
+    return [*made, _file(work, arch.head_tap)]
+
+
+def _file(work: Work, tap: Tap) -> Path:
+    return work.path(f"{tap.name}.safetensors")
 
 
 def check_shards(folders: Sequence[StatsFolder]) -> dict[str, Any]:

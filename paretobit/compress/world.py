@@ -29,9 +29,9 @@ class World:
             return
         import torch.distributed as dist
 
-        count = torch.tensor([stats.n], dtype=torch.int64, device=_device())
-        dist.all_reduce(count)
-        stats.n = int(count)
+        counts = torch.tensor([stats.n, stats.paired], dtype=torch.int64, device=_device())
+        dist.all_reduce(counts)
+        stats.n, stats.paired = counts.tolist()
         for value in (stats.hessian, stats.cross, stats.absmean):
             if value is not None:
                 dist.all_reduce(value)

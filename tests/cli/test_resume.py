@@ -137,10 +137,12 @@ def test_the_second_of_two_processes_is_told(job: Job, tmp_path: Path, command: 
     folder.mkdir()
     first = job.start(folder, at=job.touched // 2, signal_number=signal.SIGSTOP)
     first.wait_until_stopped()
-    for more in ((), ("--overwrite",)):
-        told = command(*job.arguments, "-o", folder / "out", *more).error
-        assert f"{folder / 'out'}.work is in use by another process; hint: wait for it" in told
-    first.go_on()
+    try:
+        for more in ((), ("--overwrite",)):
+            told = command(*job.arguments, "-o", folder / "out", *more).error
+            assert f"{folder / 'out'}.work is in use by another process; hint: wait for it" in told
+    finally:
+        first.go_on()
     assert first.end().code == 0
     assert contents(folder / "out") == job.files
 

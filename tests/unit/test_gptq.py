@@ -23,7 +23,7 @@ def problem(seed: int, width: int = WIDTH) -> tuple[torch.Tensor, TapStats]:
     x = torch.randn(TOKENS, width, generator=random, dtype=torch.float64) @ mix
     x = x * torch.logspace(-1, 1, width, dtype=torch.float64)[torch.randperm(width, generator=random)]
     full = x + 0.3 * torch.randn(TOKENS, width, generator=random, dtype=torch.float64) @ mix
-    stats = TapStats(width, TOKENS, hessian=x.T @ x, cross=(full - x).T @ x)
+    stats = TapStats(width, TOKENS, hessian=x.T @ x, cross=(full - x).T @ x, paired=TOKENS)
     return torch.randn(ROWS, width, generator=random, dtype=torch.float64), stats
 
 
@@ -32,7 +32,7 @@ def brute_force(w: torch.Tensor, stats: TapStats, affine: Affine, params: gptq.P
     (asymmetric: also to what the full-precision inputs miss), with the inverse of their own Hessian each time."""
     h = stats.hessian / stats.n
     h = h + params.damp * h.diagonal().mean() * torch.eye(len(h), dtype=h.dtype)
-    shift = stats.cross / stats.n
+    shift = stats.cross / stats.paired
     order = torch.argsort(stats.hessian.diagonal(), descending=True) if params.act_order else torch.arange(len(h))
     w, codes = w.clone(), torch.empty_like(w)
     for step, j in enumerate(order.tolist()):
@@ -125,7 +125,7 @@ def test_a_dead_channel_is_rounded_to_nearest_and_disturbs_nobody() -> None:
     codes = gptq.feed_back(w, affine, *gptq.factor(stats, params), 128)
     assert torch.equal(codes[:, dead].double(), affine.round(w)[:, dead])
     live = (stats.hessian[alive][:, alive], stats.cross[alive][:, alive])
-    small = TapStats(len(alive), stats.n, hessian=live[0], cross=live[1])
+    small = TapStats(len(alive), stats.n, hessian=live[0], cross=live[1], paired=stats.paired)
     without = gptq.feed_back(w[:, alive], affine, *gptq.factor(small, params), 128)
     assert torch.equal(codes[:, alive], without)
 
@@ -156,7 +156,7 @@ def test_statistics_add_up_to_the_gram_matrix_and_merge() -> None:
     second.add(x[20:], full[20:])
     first.merge(second)
     for stats in (whole.complete(), first.complete()):
-        assert stats.n == 50
+        assert stats.n == stats.paired == 50
         # Sums of 50 products in float32: 50 roundings of at most eps each, on values of at most max|x|² each.
         bound = 50 * 50 * torch.finfo(torch.float32).eps * float(x.abs().max() * full.abs().max() * 2)
         assert (stats.hessian - (x.double().T @ x.double())).abs().max() < bound

@@ -77,15 +77,15 @@ def _factor(stats: TapStats, params: Params) -> tuple[Tensor, Tensor, Tensor | N
         raise ParetobitError(
             f"the Hessian of a tap of width {stats.width} is not finite", hint="calibrate on other text, or use rtn"
         )
-    tokens, diagonal = max(stats.n, 1), stats.hessian.diagonal()
+    diagonal = stats.hessian.diagonal()
     order = torch.arange(stats.width, device=diagonal.device)
     if params.act_order:
         # A channel that was never active counts as an average one, here and in the factorization.
         order = torch.argsort(_neutral(diagonal), descending=True, stable=True)
-    upper = _inverse_factor(stats.hessian, order, tokens, params.damp)
+    upper = _inverse_factor(stats.hessian, order, max(stats.n, 1), params.damp)
     if not params.asymmetric or stats.cross is None:
         return order, upper, None
-    towards = stats.cross[order[:, None], order].mul_(params.asymmetric / tokens) @ upper.T
+    towards = stats.cross[order[:, None], order].mul_(params.asymmetric / max(stats.paired, 1)) @ upper.T
     return order, upper, towards.triu_(1) @ upper
 
 
