@@ -43,7 +43,8 @@ class Running:
 
     watch: a folder; the process counts how often it opens, makes, renames or removes something there, and before the
     `at`-th time it sends itself `signal_number`, or, with an `error`, is told by the system of that error number.
-    largest: bytes that no file may outgrow: the system refuses the write in the middle.
+    largest: bytes that no file may outgrow: the system refuses the write in the middle. save: states are saved after
+    every block, otherwise as seldom as can be; left to the clock, two runs would not touch the disk equally often.
     """
 
     def __init__(
@@ -55,10 +56,12 @@ class Running:
         signal_number: int = signal.SIGKILL,
         error: int = 0,
         largest: int = 0,
+        save: bool = True,
     ) -> None:
         self.log, self.count = log, log.with_suffix(".count")
-        given = ([str(x) for x in arguments], str(watch), str(log), str(self.count), at, signal_number, error, largest)
-        self.process = _context.Process(target=_run, args=given, daemon=True)
+        given = ([str(x) for x in arguments], str(watch), str(log), str(self.count))
+        how = (at, signal_number, error, largest, save)
+        self.process = _context.Process(target=_run, args=(*given, *how), daemon=True)
         self.process.start()
 
     def kill(self) -> None:
@@ -87,7 +90,15 @@ class Running:
 
 
 def _run(
-    arguments: list[str], watch: str, log: str, count: str, at: int, signal_number: int, error: int, largest: int
+    arguments: list[str],
+    watch: str,
+    log: str,
+    count: str,
+    at: int,
+    signal_number: int,
+    error: int,
+    largest: int,
+    save: bool,
 ) -> None:
     """What the forked process does."""
     import resource
@@ -95,10 +106,11 @@ def _run(
     import torch
 
     from paretobit.cli import main
-    from paretobit.compress import estimate
+    from paretobit.compress import calibrate, estimate
 
     torch.set_num_threads(1)
     estimate.matmul_flops = lambda seconds=0.3: 1e10
+    calibrate.SAVING_SHARE = 0 if save else 1e9
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -6,6 +6,7 @@ import json
 import signal
 import time
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +28,12 @@ class Job:
 
     arguments: tuple[object, ...]
     files: dict[str, bytes]
-    touched: int
+    touched: dict[bool, int]
     seconds: float
 
-    def start(self, folder: Path, *more: object, at: int = 0, signal_number: int = signal.SIGKILL) -> Running:
-        return Running(
-            *self.arguments, "-o", folder / "out", *more,
-            watch=folder, log=folder.with_suffix(".log"), at=at, signal_number=signal_number,
-        )  # fmt: skip
+    def start(self, folder: Path, *more: object, **how: object) -> Running:
+        log = folder.with_suffix(".log")
+        return Running(*self.arguments, "-o", folder / "out", *more, watch=folder, log=log, **how)
 
     def finish(self, folder: Path) -> None:
         """Give the command once more: it must end well, with the right bytes and nothing beside them."""
@@ -48,18 +47,23 @@ class Job:
 def job(model: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """GPTQ with the asymmetric term: sequential inputs, and the full-precision states carried beside them."""
     arguments = ("quantize", model, "--to", "w3g16", "--calib", text, "--tokens", 1024, "--set", "gptq.asymmetric=0.5")
-    warm, folder = (tmp_path_factory.mktemp(name) for name in ("warm", "undisturbed"))
-    assert Job(arguments, {}, 0, 0).start(warm).end().code == 0  # the server loads torch, once
-    started = time.monotonic()
-    ended = Job(arguments, {}, 0, 0).start(folder).end()
-    assert ended.code == 0, ended.err
-    assert ended.touched > 100  # else most of the work would lie between two moments
-    return Job(arguments, contents(folder / "out"), ended.touched, time.monotonic() - started)
+    touched, found = {}, []
+    for save in (True, False):
+        folder = tmp_path_factory.mktemp("undisturbed")
+        started = time.monotonic()
+        ended = Job(arguments, {}, {}, 0).start(folder, save=save).end()
+        assert ended.code == 0, ended.err
+        assert ended.touched > 100  # else most of the work would lie between two moments
+        found.append(contents(folder / "out"))
+        touched[save] = ended.touched
+    assert found[0] == found[1]
+    return Job(arguments, found[0], touched, time.monotonic() - started)
 
 
-def killed_and_finished(job: Job, folder: Path, at: int) -> None:
+def killed_and_finished(job: Job, folder: Path, moment: float, save: bool) -> None:
     folder.mkdir()
-    assert job.start(folder, at=at).end().code == -signal.SIGKILL
+    at = 1 + int(moment * job.touched[save] + 1e-6)
+    assert job.start(folder, at=at, save=save).end().code == -signal.SIGKILL
     job.finish(folder)
 
 
@@ -68,16 +72,17 @@ def moments() -> list[float]:
     return np.random.default_rng(20).random(KILLS).round(3).tolist()
 
 
-@pytest.mark.parametrize("moment", moments())
-def test_killed_at_any_moment_it_ends_in_the_same_bytes(job: Job, tmp_path: Path, moment: float) -> None:
+@pytest.mark.parametrize(("moment", "save"), list(zip(moments(), cycle([True, False]), strict=False)))
+def test_killed_at_any_moment_it_ends_in_the_same_bytes(job: Job, tmp_path: Path, moment: float, save: bool) -> None:
     """The moments are changes to the file system, since only those can leave something half done."""
-    killed_and_finished(job, tmp_path / "place", 1 + int(moment * job.touched))
+    killed_and_finished(job, tmp_path / "place", moment, save)
 
 
 @pytest.mark.slow
-def test_killed_at_every_moment_it_ends_in_the_same_bytes(job: Job, tmp_path: Path) -> None:
-    for at in range(1, job.touched + 1):
-        killed_and_finished(job, tmp_path / f"place{at}", at)
+@pytest.mark.parametrize("save", [True, False])
+def test_killed_at_every_moment_it_ends_in_the_same_bytes(job: Job, tmp_path: Path, save: bool) -> None:
+    for at in range(job.touched[save]):
+        killed_and_finished(job, tmp_path / f"place{at}", at / job.touched[save], save)
 
 
 def test_killed_again_and_again_at_any_time_it_comes_to_its_end(job: Job, tmp_path: Path) -> None:
@@ -100,7 +105,7 @@ def test_killed_while_it_replaces_another_result(job: Job, tmp_path: Path) -> No
         first = Running(*job.arguments, "--method", "rtn", "-o", folder / "out", watch=folder, log=tmp_path / "log")
         assert first.end().code == 0
         old = contents(folder / "out")
-        at = 1 + int(moment * job.touched)
+        at = 1 + int(moment * job.touched[True])
         assert job.start(folder, "--overwrite", at=at).end().code == -signal.SIGKILL
         if (folder / "out").exists():
             assert contents(folder / "out") in (old, job.files)
@@ -110,8 +115,9 @@ def test_killed_while_it_replaces_another_result(job: Job, tmp_path: Path) -> No
         job.finish(folder)
 
 
-def test_finished_blocks_are_not_computed_again(
-    model: Path, text: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("forgotten", [False, True], ids=["with states", "without states"])
+def test_finished_blocks_are_not_rounded_again(
+    model: Path, text: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, forgotten: bool
 ) -> None:
     """Two blocks of four taps and the head: interrupted in the sixth matrix, all of the second block is still to do."""
     calls, run = 0, gptq.run
@@ -128,14 +134,19 @@ def test_finished_blocks_are_not_computed_again(
     stopped = command(*arguments)
     assert (stopped.code, stopped.out) == (130, "") and not (tmp_path / "out").exists()
     assert stopped.err.splitlines()[-1] == "interrupted; hint: repeat the command to go on where it stopped"
+    if forgotten:
+        for state in (tmp_path / "out.work").glob("state-*"):
+            state.unlink()
     assert command(*arguments).code == 0
     assert calls == 6 + 4 + 1
+    assert command(*arguments[:-1], tmp_path / "undisturbed").code == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
 
 
 def test_the_second_of_two_processes_is_told(job: Job, tmp_path: Path, command: Command) -> None:
     folder = tmp_path / "place"
     folder.mkdir()
-    first = job.start(folder, at=job.touched // 2, signal_number=signal.SIGSTOP)
+    first = job.start(folder, at=job.touched[True] // 2, signal_number=signal.SIGSTOP)
     first.wait_until_stopped()
     try:
         for more in ((), ("--overwrite",)):

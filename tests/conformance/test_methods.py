@@ -35,21 +35,26 @@ def spellings() -> Iterator[str]:
 GRIDS = sorted(set(spellings()))
 
 
-def stats_of(x: Tensor) -> TapStats:
-    """All statistics of inputs x (tokens, width); the full-precision model's inputs are a little larger."""
-    stats = TapStats.empty(x.shape[1], frozenset({HESSIAN, CROSS, ABSMAX, ABSMEAN}))
-    stats.add(x, 1.1 * x)
+def stats_of(x: Tensor, full: Tensor | None = None) -> TapStats:
+    """All statistics of inputs x (tokens, width); with cross where the full-precision model has others, `full`."""
+    needs = {HESSIAN, ABSMAX, ABSMEAN} | (set() if full is None else {CROSS})
+    stats = TapStats.empty(x.shape[1], frozenset(needs))
+    stats.add(x, full)
     return stats.complete()
 
 
-def problem(seed: int = 0, width: int = WIDTH, rows: int = ROWS) -> tuple[Tensor, TapStats]:
-    """Gaussian weights with a few outliers, and correlated inputs whose channels differ a hundredfold in size."""
+def problem(seed: int = 0, width: int = WIDTH, apart: float | None = None) -> tuple[Tensor, TapStats]:
+    """Gaussian weights with a few outliers, and correlated inputs whose channels differ a hundredfold in size.
+
+    apart: how far the full-precision model's inputs are from these; None: they are these.
+    """
     random = torch.Generator().manual_seed(seed)
-    w = torch.randn(rows, width, generator=random)
-    w[torch.rand(rows, width, generator=random) < 0.01] *= 6
+    w = torch.randn(ROWS, width, generator=random)
+    w[torch.rand(ROWS, width, generator=random) < 0.01] *= 6
     mix = torch.randn(width, width, generator=random) / width**0.5
     x = torch.randn(max(TOKENS, 2 * width), width, generator=random) @ mix
-    return w, stats_of(x * torch.logspace(-1, 1, width)[torch.randperm(width, generator=random)])
+    x = x * torch.logspace(-1, 1, width)[torch.randperm(width, generator=random)]
+    return w, stats_of(x, None if apart is None else x + apart * torch.randn(x.shape, generator=random))
 
 
 def run(name: str, scheme: str, w: Tensor, stats: TapStats) -> QTensor:
@@ -130,13 +135,13 @@ def test_no_worse_than_plain_rounding(method: str, scheme: str) -> None:
 
 @pytest.mark.parametrize("scheme", GRIDS)
 def test_the_same_input_gives_the_same_bytes_and_stays_as_it_is(method: str, scheme: str) -> None:
-    (w, stats), (same, again) = problem(5), problem(5)
+    (w, stats), (same, again) = problem(5, apart=0.5), problem(5, apart=0.5)
     first, second = run(method, scheme, w, stats), run(method, scheme, same, again)
     third = run(method, scheme, w, stats)  # with whatever the first left in stats.factors
     for q in (second, third):
         assert first.codes.tobytes() == q.codes.tobytes() and first.scale.tobytes() == q.scale.tobytes()
         assert first.zero is None or first.zero.tobytes() == q.zero.tobytes()
-    fresh, untouched = problem(5)
+    fresh, untouched = problem(5, apart=0.5)
     assert torch.equal(w, fresh)
     for name in (HESSIAN, CROSS, ABSMAX, ABSMEAN):
         assert torch.equal(getattr(stats, name), getattr(untouched, name)), f"{method} wrote into stats.{name}"
@@ -145,7 +150,7 @@ def test_the_same_input_gives_the_same_bytes_and_stays_as_it_is(method: str, sch
 @pytest.mark.parametrize("scheme", GRIDS)
 def test_rows_do_not_interact(method: str, scheme: str) -> None:
     """Matrices of one tap are stacked, and long ones come in pieces."""
-    w, stats = problem(6)
+    w, stats = problem(6, apart=0.5)
     whole = run(method, scheme, w, stats)
     for rows in (slice(0, 1), slice(7, 20)):
         part = run(method, scheme, w[rows], stats)
@@ -156,7 +161,7 @@ def test_rows_do_not_interact(method: str, scheme: str) -> None:
 @pytest.mark.parametrize("scheme", GRIDS)
 def test_rows_of_zeros_stay_zeros(method: str, scheme: str) -> None:
     grid = parse(scheme).weight
-    w, stats = problem(7)
+    w, stats = problem(7, apart=0.5)
     w[3] = 0
     w[11, :48] = 0
     values = check(run(method, scheme, w, stats), grid, (ROWS, WIDTH))
@@ -168,7 +173,7 @@ def test_rows_of_zeros_stay_zeros(method: str, scheme: str) -> None:
 @pytest.mark.parametrize("scheme", GRIDS)
 def test_narrow_matrices(method: str, scheme: str) -> None:
     for width in (1, 2, 16, 17, 47):
-        w, stats = problem(8, width)
+        w, stats = problem(8, width, apart=0.5)
         check(run(method, scheme, w, stats), parse(scheme).weight, (ROWS, width))
         check(run(method, scheme, w[:1], stats), parse(scheme).weight, (1, width))
 
@@ -176,7 +181,7 @@ def test_narrow_matrices(method: str, scheme: str) -> None:
 @pytest.mark.parametrize("scheme", GRIDS)
 def test_any_magnitude_is_survived(method: str, scheme: str) -> None:
     grid = parse(scheme).weight
-    w, stats = problem(9)
+    w, stats = problem(9, apart=0.5)
     for size in (1e-38, 1e-8, 1e9, 1e37):  # beyond what fp16 scales can follow
         check(run(method, scheme, w * size, stats), grid, (ROWS, WIDTH))
     # A power of two only moves exponents, in every product and sum: as long as no scale leaves the normal numbers of
@@ -184,6 +189,14 @@ def test_any_magnitude_is_survived(method: str, scheme: str) -> None:
     usual = check(run(method, scheme, w, stats), grid, (ROWS, WIDTH))
     for size in (2.0**-4, 2.0**8):
         assert np.array_equal(check(run(method, scheme, w * size, stats), grid, (ROWS, WIDTH)), usual * size)
+
+
+@pytest.mark.parametrize("scheme", ["w3g48", "w2"])
+def test_equal_inputs_need_no_correction(method: str, scheme: str) -> None:
+    """Where the full-precision model has the same inputs, knowing so changes nothing."""
+    (w, alone), (_, same) = problem(13), problem(13, apart=0.0)
+    first, second = run(method, scheme, w, alone), run(method, scheme, w, same)
+    assert np.array_equal(first.codes, second.codes) and np.array_equal(first.scale, second.scale)
 
 
 INPUTS = {

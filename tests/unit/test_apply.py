@@ -20,7 +20,7 @@ from paretobit.arch.spec import EMBED, HEAD, Arch
 from paretobit.artifact import PLAN, TENSORS, Artifact, float_arrays
 from paretobit.checkpoint import open_model
 from paretobit.checkpoint.base import Checkpoint
-from paretobit.compress import methods
+from paretobit.compress import calibrate, methods
 from paretobit.compress.methods import rtn
 from paretobit.errors import ParetobitError
 from paretobit.planfile import read_plan
@@ -46,7 +46,8 @@ def needs(params):
 
 def run(w, stats, grid, params):
     copy = lambda x: None if x is None else x.clone()
-    SEEN.append((w.clone(), stats.n, *map(copy, (stats.hessian, stats.cross, stats.absmax, stats.absmean)), params))
+    numbers = map(copy, (stats.hessian, stats.cross, stats.absmax, stats.absmean))
+    SEEN.append((w.clone(), stats.n, stats.paired, *numbers, params))
     return rtn.run(w, None, grid, rtn.Params())
 '''
 
@@ -83,7 +84,7 @@ def check(spy: ModuleType, source: Checkpoint, here: dict[str, list[Tensor]], fu
     arch = source.arch
     taps = [tap for layer in range(arch.layers) for tap in arch.taps(layer)] + ([arch.head_tap] if arch.tied else [])
     assert len(spy.SEEN) == len(taps)
-    for tap, (w, n, hessian, cross, absmax, absmean, given) in zip(taps, spy.SEEN, strict=True):
+    for tap, (w, n, paired, hessian, cross, absmax, absmean, given) in zip(taps, spy.SEEN, strict=True):
         assert given == spy.Params(**params)
         assert torch.equal(w, torch.cat([torch.from_numpy(source.read(name)) for name in tap.consumers])), tap.name
         assert n == TOKENS
@@ -94,9 +95,11 @@ def check(spy: ModuleType, source: Checkpoint, here: dict[str, list[Tensor]], fu
         assert_sums(absmean[None], [torch.ones(len(part), 1) for part in x], [part.abs() for part in x], "absmean")
         if full is None or tap.name == "head_in":
             assert cross is None
-        elif tap.name != arch.taps(0)[0].name:
-            away = [f - y for f, y in zip(full[tap.name], x, strict=True)]
-            assert_sums(cross, away, x, f"cross of {tap.name}")
+            continue
+        away = [f - y for f, y in zip(full[tap.name], x, strict=False)]  # of the first windows only, where it is so
+        assert paired == sum(map(len, away))
+        if tap.name != arch.taps(0)[0].name:
+            assert_sums(cross, away, x[: len(away)], f"cross of {tap.name}")
         else:
             assert not cross.any()  # nothing is rounded before the first tap
 
@@ -110,21 +113,24 @@ def test_full_precision_statistics_are_those_of_a_plain_forward(
     check(spy, source, activations(source, calibration_ids(source, text, TOKENS)), None, {"cross": True})
 
 
-@pytest.mark.parametrize("cross", [False, True])
+@pytest.mark.parametrize("cross", [None, TOKENS, 8 * 512], ids=["no cross", "cross", "cross of the first batch"])
 def test_sequential_statistics_are_those_of_the_model_rounded_so_far(
-    spy: ModuleType, model: Path, text: Path, tmp_path: Path, cross: bool
+    spy: ModuleType, model: Path, text: Path, tmp_path: Path, cross: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a plain forward through the finished artifact every tap sees exactly the weights that were rounded before it,
     those of its own block included. Only the embedding, which is rounded last, is still the original."""
     out, source = str(tmp_path / "out"), open_model(model)
-    options = {"method": "spy", "set": (f"spy.cross={cross}",), "calib": str(text), "tokens": TOKENS}
+    monkeypatch.setattr(calibrate, "PAIRED_TOKENS", 4 * TOKENS if cross == TOKENS else 8 * 512)
+    options = {"method": "spy", "set": (f"spy.cross={bool(cross)}",), "calib": str(text), "tokens": TOKENS}
     pb.quantize(str(model), to="w2g16", out=out, **options)
     ids = calibration_ids(source, text, TOKENS)
     rounded, full = activations(Mixed(source, Artifact(Path(out))), ids), activations(source, ids)
     taps = source.arch.taps(0)
     assert torch.equal(rounded[taps[0].name][0], full[taps[0].name][0])
     assert not torch.equal(rounded[taps[1].name][0], full[taps[1].name][0])  # true-sequential, inside the block too
-    check(spy, source, rounded, full if cross else None, {"cross": cross})
+    if cross == 8 * 512:
+        full = {tap: batches[:1] for tap, batches in full.items()}
+    check(spy, source, rounded, full if cross else None, {"cross": bool(cross)})
 
 
 def test_a_head_of_its_own_is_rounded_with_its_inputs_and_the_lookup_without(
@@ -135,7 +141,7 @@ def test_a_head_of_its_own_is_rounded_with_its_inputs_and_the_lookup_without(
     made, source = Artifact(tmp_path / "out"), open_model(folder)
     assert (made.plan.layers[EMBED].method, made.plan.layers[HEAD].method) == ("rtn", "spy")
     assert f"{EMBED}: rtn instead of spy (no statistics of a lookup to round by)" in fit.notes
-    *_, (w, n, hessian, _, _, _, _) = spy.SEEN
+    *_, (w, n, _, hessian, *_) = spy.SEEN
     assert len(spy.SEEN) == 9 and n == TOKENS and torch.equal(w, torch.from_numpy(source.read(HEAD)))
     x = activations(Mixed(source, made), calibration_ids(source, text, TOKENS))["head_in"]
     assert_sums(hessian, x, x, "hessian of head_in")

@@ -112,7 +112,7 @@ def _inverse_factor(hessian: Tensor, order: Tensor, tokens: int, damp: float) ->
             eye = torch.eye(len(order), dtype=lower.dtype, device=lower.device)
             return torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True)
         say(f"gptq: a Hessian of width {len(order)} is not positive definite at damp {damp:g}, raising it tenfold")
-        damp *= 10
+        damp = max(10 * damp, 1e-6)  # from none at all it must get somewhere
     raise ParetobitError(
         f"the Hessian of a tap of width {len(order)} cannot be factored", hint="calibrate on more text, or use rtn"
     )
