@@ -86,7 +86,7 @@ class Running:
         touched = int(self.count.read_text()) if self.count.exists() else 0
         code = self.process.exitcode
         assert code is not None
-        return Ended(code, self.log.read_text(), touched)
+        return Ended(code, self.log.read_text() if self.log.exists() else "", touched)
 
 
 def _run(

@@ -50,6 +50,9 @@ def gather(source: Checkpoint, calib: str, tokens: int, seed: int, device: str) 
 
     Raises ParetobitError when the file is unreadable or too short, or the model has no tokenizer to read it with.
     """
+    for name, value, least in (("tokens", tokens, 1), ("seed", seed, 0)):
+        if value < least:
+            raise ParetobitError(f"--{name} {value} is out of range", hint=f"give {least} or more")
     count = max(1, tokens // WINDOW)
     if calib == SELF:
         return Corpus(_own_text(source, count, seed, device), f"self, seed {seed}")

@@ -83,7 +83,7 @@ def demo(
         if not rows:
             rows.append(_original(source, result))
         rows.append(_row(f"{to} {method}", fit, result))
-        say(f"{rows[-1].name}: KL {rows[-1].kl_divergence:.3f}; {PROMPT}{rows[-1].completion}")
+        say(f"{rows[-1].name}: KL {rows[-1].kl_divergence:.3f}; {PROMPT} {rows[-1].completion}")
     return Demo(source.name, hardware.isa(), text.name, spent, time.monotonic() - started, tuple(rows))
 
 
@@ -128,7 +128,7 @@ def show(result: Demo) -> Any:
         figures = [human(row.size_bytes), f"{row.bits_per_weight:.2f}", f"{row.perplexity:.2f}"]
         figures += [f"{row.kl_divergence:.3f}", f"{row.same_top1:.1%}", f"{row.seconds:.0f}"]
         table.add_row(row.name, *figures)
-    said = [f"{row.name:18} {PROMPT} … {row.completion}" for row in result.rows]
+    said = [f"{row.name:18} {PROMPT} {row.completion}" for row in result.rows]
     notes = f"{result.model} on {result.text}, {WINDOWS} windows; {result.isa}; bits per weight over all parameters; "
     spent = f"statistics for both GPTQ rows took {result.statistics_seconds:.0f} s, everything {result.seconds:.0f} s."
     return Group(table, "", *said, "", notes + spent, CAVEAT)
