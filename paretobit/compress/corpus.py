@@ -60,12 +60,19 @@ def gather(source: Checkpoint, calib: str, tokens: int, seed: int, device: str) 
         raise ParetobitError(f"{source.name} has no tokenizer to read {calib} with", hint="use --calib self")
     tokenizer = Tokenizer(source.companions)
     text = read_text(Path(calib))
-    # Twice the characters that so many tokens usually take: no need to encode a whole corpus.
-    found = windows(tokenizer.encode(text[: count * WINDOW * 10], add_special=False), WINDOW, tokenizer.bos_id, None)
+    found = windows(tokenizer.encode(_spread(text, count), add_special=False), WINDOW, tokenizer.bos_id, None)
     if len(found) > count:
-        # Spread over the file, so that a long one is not judged by its first pages.
         found = found[np.linspace(0, len(found) - 1, count).astype(int)]
     return Corpus(found, Path(calib).name)
+
+
+def _spread(text: str, count: int, pieces: int = 16) -> str:
+    """At most ten characters for each token of `count` windows, twice what they usually take, from all over the text: a
+    long file is neither encoded as a whole nor judged by its first pages."""
+    length = count * WINDOW * 10 // pieces
+    if len(text) <= pieces * length:
+        return text
+    return "\n\n".join(text[i * len(text) // pieces :][:length] for i in range(pieces))
 
 
 def _own_text(source: Checkpoint, count: int, seed: int, device: str) -> np.ndarray:

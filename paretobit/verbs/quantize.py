@@ -80,6 +80,8 @@ def quantize(
             f"{what} statistics of the full-precision model, not of sequential inputs",
             hint="leave --inputs out, or use torchrun for sequential inputs on several machines",
         )
+    if shard is not None and stats is not None:
+        raise ParetobitError("--shard collects statistics, --stats uses them", hint="give one of the two")
     if shard is not None:
         return collect_shard(source, Path(out), shard, calib, tokens, seed, device, overwrite)
     world = join()
@@ -127,9 +129,26 @@ def decide(
         # A tied matrix has the head's statistics to round by; a lookup alone has none.
         blind = not source.arch.tied and methods.needs(method, options.get(method, {}))
         decided = uniform(source.arch, source.hash, to, embed, method, "rtn" if blind else method, options)
-    for layer in decided.layers.values():
-        methods.make_params(layer.method, layer.params)
+    check_feasible(decided, options)
     return decided
+
+
+def check_feasible(plan: Plan, options: Mapping[str, object]) -> None:
+    """Raise before the work on what would be ignored or cannot be made: nothing asked for is dropped in silence."""
+    from paretobit.compress import methods
+
+    used = {layer.method for layer in plan.layers.values()}
+    for name in options:
+        if name not in used:
+            raise ParetobitError(
+                f"--set {name}: no tensor is rounded by {name}", hint=f"methods in use: {', '.join(sorted(used))}"
+            )
+    if plan.transforms or plan.kv:
+        raise ParetobitError("the plan has transforms or kv, which cannot be applied yet", hint="take them out of it")
+    for layer in plan.layers.values():
+        methods.make_params(layer.method, layer.params)
+        if layer.scheme.weight.kind == "trellis" or layer.scheme.activation:
+            raise ParetobitError(f"{layer.scheme} cannot be made yet", hint="use an affine scheme such as w3g64")
 
 
 def _no_file(path: str) -> Any:
@@ -200,12 +219,14 @@ def prepare_calibration(job: Job, calib: str, tokens: int, seed: int, stats: str
     from paretobit.compress.corpus import Corpus, gather
     from paretobit.compress.statsfile import StatsFolder
 
-    if not job.needs(job.plan.layers):
-        return {"source": "none"}
     if stats is not None:
         job.stats = StatsFolder(Path(stats))
         job.stats.check_for(job.source)
-        return dict(job.stats.manifest["calibration"])
+    if not job.needs(job.plan.layers):
+        return {"source": "none"}
+    if job.stats is not None:
+        # Sums of other shards differ in their last bits.
+        return {**job.stats.manifest["calibration"], "shards": job.stats.manifest["of"]}
     found = gather(job.source, calib, tokens, seed, job.device) if job.world.leads else None
     corpus = Corpus(job.world.share_ids(found.ids if found else None), found.source if found else "")
     job.windows = corpus.shard(job.world.rank, job.world.size)
