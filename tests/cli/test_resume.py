@@ -102,7 +102,7 @@ def test_killed_while_it_replaces_another_result(job: Job, tmp_path: Path) -> No
     for moment in (0.5, 0.95, 0.99):
         folder = tmp_path / f"place{moment}"
         folder.mkdir()
-        first = Running(*job.arguments, "--method", "rtn", "-o", folder / "out", watch=folder, log=tmp_path / "log")
+        first = Running(*job.arguments, "--embed", "w8", "-o", folder / "out", watch=folder, log=tmp_path / "log")
         assert first.end().code == 0
         old = contents(folder / "out")
         at = 1 + int(moment * job.touched[True])
