@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from paretobit.checkpoint.base import Checkpoint
 from paretobit.errors import ParetobitError
 from paretobit.planfile import Plan, check_covers, read_plan
 from paretobit.qtensor import QTensor
-from paretobit.scheme import FLOATS, Scheme, parse
+from paretobit.scheme import FLOATS, Grid, Scheme, parse
 from paretobit.sizes import parts
 from paretobit.tensorfile import SafetensorsFile, TensorWriter
 from paretobit.work import DAMAGED, MANIFEST, read_bytes, read_json, write_atomically
@@ -96,14 +96,10 @@ class Artifact(Checkpoint):
         """The codes, scales and zero points of `rows` of one quantized tensor."""
         grid = self.schemes[name].weight
         columns = self.shape(name)[1]
-        codes = native.unpack(self.file.map(name + ".codes")[rows], grid.levels, columns)
-        scale = np.array(self.file.map(name + ".scale")[rows])
-        if not np.isfinite(scale).all():
+        found = load_stored(lambda array: np.array(self.file.map(array)[rows]), name, grid, columns)
+        if not np.isfinite(found.scale).all():
             raise ParetobitError(f"{self.file.path}: {name}.scale is not finite", hint="quantize the model again")
-        zero = None
-        if grid.zero == "stored":
-            zero = native.unpack(self.file.map(name + ".zero")[rows], grid.levels, grid.groups(columns))
-        return QTensor(codes, scale, zero, grid)
+        return found
 
     def read(self, name: str, rows: slice | None = None) -> np.ndarray:
         """float32, dequantized."""
@@ -186,6 +182,14 @@ def stored(q: QTensor) -> dict[str, np.ndarray]:
     if q.zero is not None:
         arrays[".zero"] = native.pack(q.zero, q.grid.levels)
     return arrays
+
+
+def load_stored(read: Callable[[str], np.ndarray], name: str, grid: Grid, columns: int) -> QTensor:
+    """The inverse of `stored`: a tensor with rows of `columns` weights from its arrays, `read(name + suffix)`."""
+    zero = None
+    if grid.zero == "stored":
+        zero = native.unpack(read(name + ".zero"), grid.levels, grid.groups(columns))
+    return QTensor(native.unpack(read(name + ".codes"), grid.levels, columns), read(name + ".scale"), zero, grid)
 
 
 def exact_bf16(values: np.ndarray) -> np.ndarray | None:

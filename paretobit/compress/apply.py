@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paretobit import native
 from paretobit.arch import Tap
 from paretobit.arch.spec import EMBED, FINAL_NORM, HEAD
-from paretobit.artifact import float_arrays, stored
+from paretobit.artifact import float_arrays, load_stored, stored
 from paretobit.checkpoint.base import Checkpoint
 from paretobit.compress import calibrate, estimate, methods
 from paretobit.compress.grid import dequant
@@ -137,10 +136,7 @@ def _rounded(job: Job, unit: Path, weights: Iterable[str]) -> dict[str, Tensor]:
     found = {}
     for name in names if job.sequential else ():
         grid, columns = job.plan.layers[name].scheme.weight, job.source.shape(name)[1]
-        codes = native.unpack(file.read_raw(name + ".codes"), grid.levels, columns)
-        stored_zero = grid.zero == "stored"
-        zero = native.unpack(file.read_raw(name + ".zero"), grid.levels, grid.groups(columns)) if stored_zero else None
-        found[name] = dequant(QTensor(codes, file.read_raw(name + ".scale"), zero, grid), job.device)
+        found[name] = dequant(load_stored(file.read_raw, name, grid, columns), job.device)
     return found
 
 
