@@ -72,7 +72,7 @@ def test_imports_point_down(path: Path) -> None:
         root = module.split(".")[0]
         where = f"{path.relative_to(ROOT)}:{line}"
         if root in LIGHT_ONLY:
-            assert unit(path) == "compress" or (unit(path) == "verbs" and not at_top), f"{where} imports {root}"
+            assert unit(path) == "compress", f"{where} imports {root}"
             assert root != "transformers", f"{where} imports transformers"
         assert not (root in HEAVY and at_top), f"{where}: {root} is heavy, import it inside the function that needs it"
         if root == "paretobit" and len(module.split(".")) > 1:

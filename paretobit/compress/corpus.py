@@ -37,6 +37,11 @@ class Corpus:
     def hash(self) -> str:
         return hashlib.sha256(np.ascontiguousarray(self.ids, "<i8").tobytes()).hexdigest()
 
+    @property
+    def record(self) -> dict[str, object]:
+        """What a result remembers of the text it was made with."""
+        return {"source": self.source, "tokens": int(self.ids.size), "hash": self.hash}
+
     def shard(self, index: int, of: int) -> np.ndarray:
         """Every of-th window from `index` on. Raises if that leaves none."""
         part = self.ids[index::of]

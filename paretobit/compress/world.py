@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from paretobit.compress.stats import TapStats
+from paretobit.errors import ParetobitError
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,11 @@ class World:
 
             dist.barrier()
 
+    @property
+    def threads(self) -> int:
+        """Threads that each process computes with."""
+        return torch.get_num_threads()
+
     def leave(self) -> None:
         if self.size > 1:
             import torch.distributed as dist
@@ -81,6 +88,16 @@ class World:
 
 def _device() -> str:
     return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+
+
+def pick_device(device: str | None) -> str:
+    """`device`, or cuda where there is one, else cpu."""
+    if device and not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", device):
+        raise ParetobitError(f"--device {device} is unknown", hint="choose from cpu, cuda, cuda:N")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device and device.startswith("cuda") and int(device.partition(":")[2] or 0) >= count:
+        raise ParetobitError(f"--device {device}: torch sees {count} CUDA devices", hint="leave --device out")
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def join() -> World:

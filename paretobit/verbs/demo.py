@@ -73,12 +73,16 @@ def demo(
     started = time.monotonic()
     source, text = open_model(model), held_out_text()
     folder = Path(out) if out else cache_folder() / "demo-runs" / source.hash[:12]
+    # What an earlier version left in the cache is the demo's own, and nobody's work.
+    ours = out is None
     statistics = str(folder / "statistics")
-    spent = quantize(model, to="w3g64", out=statistics, shard="0/1", tokens=CALIBRATION_TOKENS).seconds
+    spent = quantize(model, to="w3g64", out=statistics, shard="0/1", tokens=CALIBRATION_TOKENS, overwrite=ours).seconds
     rows: list[Row] = []
     for to, method in (("w4g64", "rtn"), ("w4g64", "gptq"), ("w3g64", "rtn"), ("w3g64", "gptq")):
         made = str(folder / f"{to}-{method}")
-        fit = quantize(model, to=to, method=method, out=made, stats=None if method == "rtn" else statistics)
+        fit = quantize(
+            model, to=to, method=method, out=made, stats=None if method == "rtn" else statistics, overwrite=ours
+        )
         result = evaluate(made, against=model, text=str(text), windows=WINDOWS)
         if not rows:
             rows.append(_original(source, result))

@@ -116,8 +116,8 @@ def open_decoder(source: Checkpoint, device: str | None) -> tuple[Logits, Tokeni
     """The torch decoder's logits, weights kept in memory where they fit into half of what is free."""
     from paretobit import hardware
     from paretobit.compress.model import Decoder
+    from paretobit.compress.world import pick_device
     from paretobit.runtime.tokenizer import Tokenizer
-    from paretobit.verbs.needs import pick_device
 
     keep = 2 * source.bits16 < hardware.memory_available() // 2
     return Decoder(source, device=pick_device(device), keep=keep).logits, Tokenizer(source.companions)

@@ -62,11 +62,11 @@ def quantize(
     Interrupted, the same call goes on from the last finished block. Raises ParetobitError on bad input.
     """
     from paretobit.checkpoint import open_model
-    from paretobit.verbs.needs import pick_device, torch_or_hint
+    from paretobit.verbs.needs import torch_or_hint
 
     torch_or_hint("quantize")
     from paretobit.compress.apply import Job
-    from paretobit.compress.world import join
+    from paretobit.compress.world import join, pick_device
 
     source = open_model(model)
     options = parse_set(set)
@@ -230,14 +230,12 @@ def prepare_calibration(job: Job, calib: str, tokens: int, seed: int, stats: str
     found = gather(job.source, calib, tokens, seed, job.device) if job.world.leads else None
     corpus = Corpus(job.world.share_ids(found.ids if found else None), found.source if found else "")
     job.windows = corpus.shard(job.world.rank, job.world.size)
-    return {"source": corpus.source, "tokens": int(corpus.ids.size), "hash": corpus.hash}
+    return corpus.record
 
 
 def describe_job(job: Job, calibration: Mapping[str, object]) -> dict[str, object]:
     """The fingerprint: everything that the bytes of the result depend on."""
     from hashlib import sha256
-
-    import torch
 
     from paretobit import __version__, hardware
 
@@ -250,7 +248,7 @@ def describe_job(job: Job, calibration: Mapping[str, object]) -> dict[str, objec
         "version": __version__,
         "isa": hardware.isa(),
         "device": job.device,
-        "threads": torch.get_num_threads(),
+        "threads": job.world.threads,
         "processes": job.world.size,
     }
 
@@ -285,21 +283,20 @@ def collect_shard(
     from paretobit import __version__
     from paretobit.compress import statsfile
     from paretobit.compress.corpus import gather
-    from paretobit.verbs.needs import pick_device
+    from paretobit.compress.world import pick_device
     from paretobit.work import MANIFEST, Work, write_atomically
 
     started = time.monotonic()
     index, of = parse_shard(shard)
     corpus = gather(source, calib, tokens, seed, pick_device(device))
-    calibration = {"source": corpus.source, "tokens": int(corpus.ids.size), "hash": corpus.hash}
-    fingerprint = {"model": source.hash, "calibration": calibration, "shard": shard, "version": __version__}
+    fingerprint = {"model": source.hash, "calibration": corpus.record, "shard": shard, "version": __version__}
     work = Work(out, statsfile.KIND, fingerprint)
     if not work.finished(overwrite):
         part = corpus.shard(index, of)
         with work.open(overwrite):
             files = statsfile.collect(source, part, work, pick_device(device))
             manifest = {
-                "kind": statsfile.KIND, "fingerprint": fingerprint, "model": source.hash, "calibration": calibration,
+                "kind": statsfile.KIND, "fingerprint": fingerprint, "model": source.hash, "calibration": corpus.record,
                 "config": source.config, "shards": [index], "of": of, "tokens": int(part.size),
             }  # fmt: skip
             with work.publish() as folder:
