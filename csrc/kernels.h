@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "matrix.h"
+
 namespace paretobit {
 
 enum ZeroKind { kStored = 0, kTwos = 1, kMid = 2 };
@@ -50,6 +52,16 @@ struct Kernels {
   void (*search_rows)(const SearchArgs&, size_t first, size_t last);
   void (*feed_back)(const FeedbackArgs<float>&, size_t first, size_t last);
   void (*feed_back_double)(const FeedbackArgs<double>&, size_t first, size_t last);
+
+  // One token's activations x (columns,) in int8: codes (padded,), scales (blocks,), sums (blocks,). A block's scale is
+  // max|x| / 127, codes are rounded to nearest, ties to even.
+  void (*quantize)(const Layout&, const float* x, int8_t* codes, float* scales, int32_t* sums);
+  // The same in float32: x in padded column order, zeros in between.
+  void (*spread)(const Layout&, const float* x, float* values);
+  // out[token * stride + row] = the product of the rows of tiles [first, last) with every token of `inputs`.
+  void (*multiply)(const Matrix&, const Inputs& inputs, size_t first, size_t last, float* out, size_t stride);
+  // One row, dequantized, (columns,): an embedding looked up.
+  void (*row)(const Matrix&, size_t row, float* out);
 };
 
 // What this machine can run, best first; the last is always "scalar".

@@ -1,0 +1,111 @@
+// A packed matrix as it lies in memory, and where everything in it is. docs/FORMAT.md defines the layout.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+namespace paretobit {
+
+enum class Format : uint8_t { k1, kTrits, k2, k3, k4, k5, k6, k8, kF16, kBF16, kF32 };
+
+constexpr size_t kTile = 32;        // rows whose codes are interleaved
+constexpr size_t kVector = 64;      // bytes; half a tile's rows times four columns
+constexpr size_t kBlockUnits = 4;   // an activation block is at most this many units of columns
+
+constexpr bool is_float(Format f) { return f == Format::kF16 || f == Format::kBF16 || f == Format::kF32; }
+
+// Columns of a unit, the smallest run of columns with bytes of its own: vectors hold whole planes of codes.
+constexpr size_t unit_columns(Format f) { return f == Format::kTrits ? 20 : 16; }
+
+// 64-byte vectors of a unit (32 rows).
+constexpr size_t unit_vectors(Format f) {
+  switch (f) {
+    case Format::k1: return 1;
+    case Format::kTrits: return 2;
+    case Format::k2: return 2;
+    case Format::k3: return 3;
+    case Format::k4: return 4;
+    case Format::k5: return 5;
+    case Format::k6: return 6;
+    case Format::k8: return 8;
+    default: return 0;
+  }
+}
+
+// Bytes of a tile's 32 stored zero points: fields of 2, 4 or 8 bits.
+constexpr size_t zero_bytes(Format f) {
+  switch (f) {
+    case Format::k1:
+    case Format::kTrits:
+    case Format::k2: return 8;
+    case Format::k3:
+    case Format::k4: return 16;
+    default: return 32;
+  }
+}
+
+// Bytes of an element of a float matrix.
+constexpr size_t float_bytes(Format f) { return f == Format::kF32 ? 4 : 2; }
+
+// The numbers that follow from format, shape and group. Groups are padded to whole units of columns; the padded column
+// order is what activations are laid out in. Within a group every `block` padded columns share an activation scale.
+struct Layout {
+  Format format;
+  size_t rows, columns, group;  // group = columns for one scale a row
+  size_t tiles, groups;
+  size_t unit;          // columns of a unit
+  size_t group_units;   // units of a full group
+  size_t last_units;    // units of the last group
+  size_t units;         // of a row
+  size_t padded;        // columns with padding; `columns` where the format is a float
+  size_t group_blocks;  // activation blocks of a full group
+  size_t blocks;        // of a row
+  size_t tile_bytes;    // codes of a tile
+
+  Layout(Format f, size_t row_count, size_t column_count, size_t group_columns)
+      : format(f), rows(row_count), columns(column_count), group(std::min(group_columns, column_count)) {
+    tiles = (rows + kTile - 1) / kTile;
+    if (is_float(f)) {
+      groups = 1, unit = 1, group_units = last_units = units = padded = columns, group_blocks = blocks = 0;
+      tile_bytes = kTile * columns * float_bytes(f);
+      return;
+    }
+    groups = (columns - 1) / group + 1;
+    unit = unit_columns(f);
+    group_units = (group + unit - 1) / unit;
+    last_units = (columns - (groups - 1) * group + unit - 1) / unit;
+    units = (groups - 1) * group_units + last_units;
+    padded = units * unit;
+    group_blocks = (group_units + kBlockUnits - 1) / kBlockUnits;
+    blocks = (groups - 1) * group_blocks + (last_units + kBlockUnits - 1) / kBlockUnits;
+    tile_bytes = units * unit_vectors(f) * kVector;
+  }
+
+  // Whether activations laid out for one suit the other.
+  bool same_columns(const Layout& other) const {
+    return is_float(format) == is_float(other.format) && columns == other.columns &&
+           (is_float(format) || (unit == other.unit && group == other.group));
+  }
+};
+
+// Sizes are checked by whoever makes one; kernels trust them.
+struct Matrix {
+  Layout layout;
+  const uint8_t* codes = nullptr;   // (tiles, tile_bytes); of a float format (rows, columns) in row-major order
+  const uint16_t* scale = nullptr;  // fp16 (tiles, groups, 32)
+  const uint8_t* zero = nullptr;    // (tiles, groups, zero_bytes), or null where the grid stores none
+  int twice_zero = 0;               // twice the grid's own zero point: 1, 2, 3, 254 … ; unused with stored ones
+};
+
+// Activations of `count` tokens, laid out for one Layout's columns. Codes, scales and sums of int8 activations, or
+// values of float32 ones; the other is null.
+struct Inputs {
+  size_t count = 0;
+  const float* values = nullptr;   // (count, padded)
+  const int8_t* codes = nullptr;   // (count, padded)
+  const float* scales = nullptr;   // (count, blocks)
+  const int32_t* sums = nullptr;   // (count, blocks), of the codes
+};
+
+}  // namespace paretobit
