@@ -15,6 +15,7 @@
 
 #include "half.h"
 #include "kernels.h"
+#include "trits.h"
 
 #if defined(__clang__)
 #define PARETOBIT_BEGIN(features) \
@@ -32,6 +33,21 @@
   {name, search_rows, feed_back_rows<float>, feed_back_rows<double>, quantize, spread, multiply, row}
 
 #if defined(__x86_64__)
+PARETOBIT_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")
+namespace paretobit::avx512_vbmi {
+namespace {
+#define PARETOBIT_WIDTH 16
+#include "lanes.inl"
+#include "bytes.inl"
+#include "isa/vbmi.h"
+#include "kernels.inl"
+#undef PARETOBIT_TRITS
+#undef PARETOBIT_WIDTH
+}  // namespace
+constexpr Kernels kKernels = PARETOBIT_KERNELS("avx512_vbmi");
+}  // namespace paretobit::avx512_vbmi
+PARETOBIT_END
+
 PARETOBIT_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
 namespace paretobit::avx512_vnni {
 namespace {
@@ -103,7 +119,9 @@ std::vector<std::string> available() {
   __builtin_cpu_init();  // reads CPUID, and XGETBV for what the operating system saves
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (avx512 && __builtin_cpu_supports("avx512vnni")) names.push_back("avx512_vnni");
+  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  if (vnni && __builtin_cpu_supports("avx512vbmi")) names.push_back("avx512_vbmi");
+  if (vnni) names.push_back("avx512_vnni");
   if (avx512) names.push_back("avx512");
   if (__builtin_cpu_supports("avx2") && has_f16c()) names.push_back("avx2");
 #elif defined(__aarch64__)
@@ -117,6 +135,7 @@ const Kernels& kernels(const std::string& isa) {
   for (const std::string& name : available()) {
     if (name != isa) continue;
 #if defined(__x86_64__)
+    if (isa == "avx512_vbmi") return avx512_vbmi::kKernels;
     if (isa == "avx512_vnni") return avx512_vnni::kKernels;
     if (isa == "avx512") return avx512::kKernels;
     if (isa == "avx2") return avx2::kKernels;
