@@ -30,7 +30,7 @@ def blocks(q: QTensor) -> Iterator[tuple[int, slice]]:
 def quantize(x: np.ndarray) -> tuple[np.ndarray, np.float32]:
     """int64 codes and the scale of one block of activations, float32."""
     largest = np.abs(x).max()
-    if largest == 0:
+    if largest < 2.0**-100:  # 127 / largest would not be finite
         return np.zeros(len(x), np.int64), np.float32(0)
     return np.rint(x * (np.float32(127) / largest)).astype(np.int64), largest / np.float32(127)
 

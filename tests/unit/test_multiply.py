@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import numpy as np
+import products
 import pytest
 
-import products
 from paretobit import _native, native
 from paretobit.qtensor import QTensor
 from paretobit.scheme import parse
 
-GRIDS = ["w1", "w1g16", "w1.58", "w1.58g64", "w2", "w2g64", "w3", "w3g32s", "w3g64", "w4", "w4g48", "w4g64", "w5", "w5g64z",
-         "w6g16", "w6g64z", "w8", "w8g64"]  # fmt: skip
+GRIDS = [
+    "w1",
+    "w1g16",
+    "w1.58",
+    "w1.58g64",
+    "w2",
+    "w2g64",
+    "w3",
+    "w3g32s",
+    "w3g64",
+    "w4",
+    "w4g48",
+    "w4g64",
+    "w5",
+    "w5g64z",
+    "w6g16",
+    "w6g64z",
+    "w8",
+    "w8g64",
+]
 SHAPES = [(32, 64), (33, 100), (70, 330), (1, 5)]
 TOKENS = (1, 2, 8, 11)
 
@@ -30,7 +48,8 @@ def random_tensor(scheme: str, shape: tuple[int, int], extreme: bool = False) ->
 def activations(shape: tuple[int, int]) -> np.ndarray:
     x = np.random.default_rng(7).normal(size=(max(TOKENS), shape[1])).astype(np.float32)
     x[1, : shape[1] // 2] = 0  # blocks without a scale
-    x[2] *= np.float32(1e-33)
+    x[2] *= np.float32(1e-33)  # counts as zero
+    x[3] *= np.float32(1e-28)
     return x
 
 
