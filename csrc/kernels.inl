@@ -1,0 +1,6 @@
+// Every algorithm once, for the ISA whose lanes and operations were included before.
+#include "formats.inl"
+#include "multiply.inl"
+#include "inputs.inl"
+#include "search.inl"
+#include "feedback.inl"
