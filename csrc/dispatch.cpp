@@ -53,7 +53,7 @@ namespace {
 #include "bytes.inl"
 #include "isa/vbmi.h"
 #include "kernels.inl"
-#undef PARETOBIT_TRITS
+#undef PARETOBIT_TRIT_TABLE
 #undef PARETOBIT_WIDTH
 }  // namespace
 constexpr Kernels kKernels = PARETOBIT_KERNELS("avx512_vbmi");
