@@ -41,7 +41,8 @@
 #define PARETOBIT_TEXT(...) #__VA_ARGS__
 
 #define PARETOBIT_KERNELS(name) \
-  {name, search_rows, feed_back_rows<float>, feed_back_rows<double>, quantize, spread, multiply, row}
+  {name, search_rows, feed_back_rows<float>, feed_back_rows<double>, quantize, spread, multiply, row, \
+   rms_norm, add, scale, gate, rotate, to_half, attend}
 
 #if defined(__x86_64__)
 PARETOBIT_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")

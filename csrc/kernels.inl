@@ -3,5 +3,6 @@
 #include "formats.inl"
 #include "multiply.inl"
 #include "inputs.inl"
+#include "layers.inl"
 #include "search.inl"
 #include "feedback.inl"
