@@ -123,8 +123,8 @@ class Conversation:
                 raise ParetobitError(
                     f"a message of {len(prompt)} tokens does not fit the context of {context}", hint="say it shorter"
                 )
-            # Some room more than needed, or every turn from now on would be computed from the start.
-            start, limit = next_turn, context - max(room, context // 4)
+            # A quarter more than needed, or every turn from now on would be computed from the start.
+            start, limit = next_turn, context - room - context // 4
         if start > self._forgotten:
             self._tell(
                 f"the context of {context} tokens is full: the oldest {start} messages are left out from here on"
