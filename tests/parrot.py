@@ -121,11 +121,11 @@ def parrot_model(context: int = 512, slow: float = 0.0, template: str | None = T
     return Model(session, tokenizer), session
 
 
-def talker() -> Model:
+def talker(slow: float = 0.01) -> Model:
     """Never ends: after n tokens it says the n-th letter, again and again."""
     tokenizer = Tokenizer(tiny_files(None))
     letters = [tokenizer.encode(letter)[0] for letter in "abcdefghijklmnopqrstuvwxyz"]
-    return Model(ParrotSession(lambda tokens: letters[len(tokens) % 26], 1 << 20, 0.01), tokenizer)
+    return Model(ParrotSession(lambda tokens: letters[len(tokens) % 26], 1 << 20, slow), tokenizer)
 
 
 def main() -> None:
