@@ -6,7 +6,6 @@ import importlib
 import inspect
 import io
 import json
-import os
 import pkgutil
 import sys
 from typing import Any, get_args, get_type_hints
@@ -15,7 +14,7 @@ import click
 
 from paretobit import verbs
 from paretobit.errors import ParetobitError
-from paretobit.progress import leads
+from paretobit.progress import leads, write
 from paretobit.verbs.verb import Option, Verb
 
 MAX_LINE = 1500  # characters of an error before its hint
@@ -27,11 +26,29 @@ def find_verbs() -> dict[str, Verb]:
     return {m.VERB.command: m.VERB for m in modules if hasattr(m, "VERB")}
 
 
+def find_verb(command: str) -> Verb | None:
+    """The verb of that name. Most files are called like their command: then no other is read, as start-up counts."""
+    files = {m.name for m in pkgutil.iter_modules(verbs.__path__)}
+    if command in files:
+        verb = getattr(importlib.import_module(f"{verbs.__name__}.{command}"), "VERB", None)
+        if verb is not None and verb.command == command:
+            return verb
+    return find_verbs().get(command)
+
+
+class _Verbs(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(find_verbs())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        verb = find_verb(cmd_name)
+        return None if verb is None else _command(verb)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 2 bad input (one line on stderr that ends with a hint), 130 interrupted."""
-    group = click.Group(
+    group = _Verbs(
         "paretobit",
-        commands=[_command(verb) for verb in find_verbs().values()],
         help="Give a model and what you can afford; get the best model that fits.",
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     )
@@ -106,6 +123,8 @@ def _parameter(p: inspect.Parameter, hint: Any) -> click.Parameter:
 
 
 def _print(shown: object) -> None:
+    if shown is None:  # the verb has printed while it worked
+        return
     if not isinstance(shown, str):
         from rich.console import Console
 
@@ -113,7 +132,4 @@ def _print(shown: object) -> None:
         with console.capture() as captured:
             console.print(shown)
         shown = captured.get().rstrip("\n")
-    try:
-        print(shown, flush=True)
-    except BrokenPipeError:  # the work is done, and its reader has seen enough: `paretobit inspect OUT | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    write(shown + "\n")

@@ -132,6 +132,11 @@ def feed_back(
     return errors, moved
 
 
+def sampler(*settings: Any) -> Any:
+    """A compiled sampler; `runtime.sampler` says what its settings mean."""
+    return _module().Sampler(*settings)
+
+
 def _module() -> Any:
     try:
         from paretobit import _native
