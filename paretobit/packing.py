@@ -279,7 +279,8 @@ def _decode_three(vectors: np.ndarray) -> np.ndarray:
 
 
 def _decode_ternary(vectors: np.ndarray) -> np.ndarray:
-    planes, rest = [], vectors.astype(np.uint16)
+    planes: list[np.ndarray] = []
+    rest: np.ndarray = vectors.astype(np.uint16)
     for _ in POWERS:
         planes.append((3 * (rest + 1) >> 8).astype(np.uint8))
         rest = 3 * rest + 2 & 255
