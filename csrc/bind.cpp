@@ -161,6 +161,10 @@ void define_feed_back(nb::module_& m) {
 
 }  // namespace
 
+namespace paretobit {
+void define_probe(nb::module_&);
+}
+
 NB_MODULE(_native, m) {
   m.doc() = "paretobit's compiled part; use it through paretobit.native";
   const auto as_is = [](const char* name) { return nb::arg(name).noconvert(); };
@@ -176,4 +180,5 @@ NB_MODULE(_native, m) {
         as_is("error"), "isa"_a, "threads"_a, Release());
   define_feed_back<float>(m);
   define_feed_back<double>(m);
+  paretobit::define_probe(m);
 }
