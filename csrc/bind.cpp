@@ -10,37 +10,16 @@
 #include <stdexcept>
 #include <type_traits>
 
+#include "bind.h"
 #include "kernels.h"
 #include "pack.h"
 #include "threads.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
+using namespace paretobit::binding;
 
 namespace {
-
-template <class T, int kDims>
-using Array = nb::ndarray<T, nb::ndim<kDims>, nb::c_contig, nb::device::cpu>;
-template <class T>
-using Matrix = Array<T, 2>;
-using Codes = Matrix<const uint8_t>;
-using Halves = Matrix<const uint16_t>;
-using Release = nb::call_guard<nb::gil_scoped_release>;
-
-void require(bool holds, const char* what) {
-  if (!holds) throw std::invalid_argument(what);
-}
-
-template <class A>
-bool is_shape(const A& array, size_t rows, size_t columns) {
-  return array.shape(0) == rows && array.shape(1) == columns;
-}
-
-size_t groups_of(size_t columns, size_t group) {
-  require(columns > 0, "a matrix without columns");
-  require(group > 0, "a group of 0 columns");
-  return (columns - 1) / group + 1;
-}
 
 void pack(Codes codes, int levels, Matrix<uint8_t> out, int threads) {
   const size_t rows = codes.shape(0), columns = codes.shape(1);
@@ -161,10 +140,6 @@ void define_feed_back(nb::module_& m) {
 
 }  // namespace
 
-namespace paretobit {
-void define_probe(nb::module_&);
-}
-
 NB_MODULE(_native, m) {
   m.doc() = "paretobit's compiled part; use it through paretobit.native";
   const auto as_is = [](const char* name) { return nb::arg(name).noconvert(); };
@@ -180,5 +155,6 @@ NB_MODULE(_native, m) {
         as_is("error"), "isa"_a, "threads"_a, Release());
   define_feed_back<float>(m);
   define_feed_back<double>(m);
+  paretobit::define_multiply(m);
   paretobit::define_probe(m);
 }

@@ -1,10 +1,17 @@
 // Every algorithm compiled once per ISA, each inside its own target region, and the choice between them.
 // Nothing that is shared between ISAs may be defined inside a region: the linker keeps one copy of an inline
 // function, and it could be the one with instructions that this machine lacks. So all headers come first.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 #include <stdexcept>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <immintrin.h>
+#endif
 
 #include "half.h"
 #include "kernels.h"
@@ -21,30 +28,50 @@
 #endif
 #define PARETOBIT_TEXT(...) #__VA_ARGS__
 
+#define PARETOBIT_KERNELS(name) \
+  {name, search_rows, feed_back_rows<float>, feed_back_rows<double>, quantize, spread, multiply, row, \
+   read_words}
+
 #if defined(__x86_64__)
+PARETOBIT_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
+namespace paretobit::avx512_vnni {
+namespace {
+#define PARETOBIT_WIDTH 16
+#include "lanes.inl"
+#include "bytes.inl"
+#include "isa/vnni.h"
+#include "kernels.inl"
+#undef PARETOBIT_WIDTH
+}  // namespace
+constexpr Kernels kKernels = PARETOBIT_KERNELS("avx512_vnni");
+}  // namespace paretobit::avx512_vnni
+PARETOBIT_END
+
 PARETOBIT_BEGIN("avx512f,avx512bw,avx512vl,avx512dq")
 namespace paretobit::avx512 {
 namespace {
 #define PARETOBIT_WIDTH 16
 #include "lanes.inl"
-#include "search.inl"
-#include "feedback.inl"
+#include "bytes.inl"
+#include "isa/madd.h"
+#include "kernels.inl"
 #undef PARETOBIT_WIDTH
 }  // namespace
-constexpr Kernels kKernels{"avx512", search_rows, feed_back_rows<float>, feed_back_rows<double>};
+constexpr Kernels kKernels = PARETOBIT_KERNELS("avx512");
 }  // namespace paretobit::avx512
 PARETOBIT_END
 
-PARETOBIT_BEGIN("avx2")
+PARETOBIT_BEGIN("avx2,f16c")
 namespace paretobit::avx2 {
 namespace {
 #define PARETOBIT_WIDTH 8
 #include "lanes.inl"
-#include "search.inl"
-#include "feedback.inl"
+#include "bytes.inl"
+#include "isa/madd.h"
+#include "kernels.inl"
 #undef PARETOBIT_WIDTH
 }  // namespace
-constexpr Kernels kKernels{"avx2", search_rows, feed_back_rows<float>, feed_back_rows<double>};
+constexpr Kernels kKernels = PARETOBIT_KERNELS("avx2");
 }  // namespace paretobit::avx2
 PARETOBIT_END
 #endif
@@ -53,14 +80,23 @@ namespace paretobit::scalar {  // what every machine of this architecture has: S
 namespace {
 #define PARETOBIT_WIDTH 4
 #include "lanes.inl"
-#include "search.inl"
-#include "feedback.inl"
+#include "bytes.inl"
+#include "isa/generic.h"
+#include "kernels.inl"
 #undef PARETOBIT_WIDTH
 }  // namespace
-constexpr Kernels kKernels{"scalar", search_rows, feed_back_rows<float>, feed_back_rows<double>};
+constexpr Kernels kKernels = PARETOBIT_KERNELS("scalar");
 }  // namespace paretobit::scalar
 
 namespace paretobit {
+
+#if defined(__x86_64__)
+// Half-precision conversion, which every processor with AVX2 has unless a hypervisor hides it.
+static bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
 
 std::vector<std::string> available() {
   std::vector<std::string> names;
@@ -70,7 +106,7 @@ std::vector<std::string> available() {
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (avx512 && __builtin_cpu_supports("avx512vnni")) names.push_back("avx512_vnni");
   if (avx512) names.push_back("avx512");
-  if (__builtin_cpu_supports("avx2")) names.push_back("avx2");
+  if (__builtin_cpu_supports("avx2") && has_f16c()) names.push_back("avx2");
 #elif defined(__aarch64__)
   names.push_back("neon");
 #endif
@@ -82,7 +118,8 @@ const Kernels& kernels(const std::string& isa) {
   for (const std::string& name : available()) {
     if (name != isa) continue;
 #if defined(__x86_64__)
-    if (isa == "avx512_vnni" || isa == "avx512") return avx512::kKernels;
+    if (isa == "avx512_vnni") return avx512_vnni::kKernels;
+    if (isa == "avx512") return avx512::kKernels;
     if (isa == "avx2") return avx2::kKernels;
 #endif
     return scalar::kKernels;

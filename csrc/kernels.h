@@ -47,6 +47,34 @@ struct FeedbackArgs {
   T* moved;        // (rows, count), the columns as they were rounded; null without pull
 };
 
+enum class Activation : uint8_t { kSilu, kGeluTanh };
+
+constexpr size_t kPositions = 64;  // of a key-value cache block
+constexpr size_t kQueries = 32;    // whose attention is worked out together
+
+// Floats of a head in the key-value cache, whole lanes.
+constexpr size_t padded_head(size_t head_dim) { return (head_dim + 15) / 16 * 16; }
+
+// Queries of consecutive tokens of one sequence, which share a key-value head: query i is head i % group of token
+// i / group. A cache block holds fp16 keys (head_dim, kPositions), then values (kPositions, width), at `offset`.
+struct AttendArgs {
+  const uint16_t* const* blocks;
+  size_t offset;
+  size_t head_dim, width;  // width = padded_head(head_dim)
+  size_t group;            // query heads that share the key-value head
+  size_t window;           // newest positions that a token attends to
+  size_t position;         // of token 0
+  const float* q;          // head h of token t at q + t * q_stride + h * head_dim; scores are q · k, nothing else
+  size_t q_stride;
+  float* out;  // likewise
+  size_t out_stride;
+  float* scratch;  // attend_scratch(head_dim) floats
+};
+
+constexpr size_t attend_scratch(size_t head_dim) {
+  return kPositions * (head_dim + padded_head(head_dim)) + kQueries * (32 + padded_head(head_dim));
+}
+
 struct Kernels {
   const char* name;
   void (*search_rows)(const SearchArgs&, size_t first, size_t last);
@@ -62,6 +90,24 @@ struct Kernels {
   void (*multiply)(const Matrix&, const Inputs& inputs, size_t first, size_t last, float* out, size_t stride);
   // One row, dequantized, (columns,): an embedding looked up.
   void (*row)(const Matrix&, size_t row, float* out);
+  // The exclusive or of all 64-bit words of `bytes`, a multiple of 512: memory read as fast as loads can take it.
+  uint64_t (*read_words)(const uint8_t* from, size_t bytes);
+
+  // The rest of a decoder (layers.inl), each on `count` channels of one token unless said otherwise.
+  // out = x / sqrt(mean x^2 + eps) * weight
+  void (*rms_norm)(const float* x, const float* weight, size_t count, float eps, float* out);
+  // x += y
+  void (*add)(float* x, const float* y, size_t count);
+  // x *= factor
+  void (*scale)(float* x, float factor, size_t count);
+  // gates = activation(gates) * up
+  void (*gate)(Activation, float* gates, const float* up, size_t count);
+  // Turns channel pairs (i, i + half) of a head by the angles whose cosines and sines are given, (half,) each.
+  void (*rotate)(float* head, const float* cosines, const float* sines, size_t half);
+  // To fp16, ties to even; beyond 65504 comes infinity.
+  void (*to_half)(const float* from, uint16_t* to, size_t count);
+  // Causal softmax attention of the queries [first, last).
+  void (*attend)(const AttendArgs&, size_t first, size_t last);
 };
 
 // What this machine can run, best first; the last is always "scalar".

@@ -14,7 +14,9 @@ struct Mask {
 };
 
 #define PARETOBIT_EACH for (int p = 0; p < kParts; ++p)
-#define PARETOBIT_INLINE static inline __attribute__((always_inline))
+#define PARETOBIT_MEMBER inline __attribute__((always_inline))
+#define PARETOBIT_INLINE static PARETOBIT_MEMBER
+#define PARETOBIT_LAMBDA __attribute__((always_inline))
 
 PARETOBIT_INLINE Lanes all(float x) {
   Lanes r;

@@ -1,0 +1,92 @@
+// 64 bytes, or 16 int32, on registers of PARETOBIT_WIDTH floats; included once per ISA after lanes.inl.
+
+typedef uint8_t Octets __attribute__((vector_size(4 * PARETOBIT_WIDTH)));
+typedef uint16_t Shorts __attribute__((vector_size(4 * PARETOBIT_WIDTH)));
+
+struct Bytes {
+  Octets part[kParts];
+};
+struct Ints {
+  Integers part[kParts];
+};
+
+PARETOBIT_INLINE Bytes load_bytes(const uint8_t* from) {
+  Bytes r;
+  std::memcpy(&r, from, sizeof r);
+  return r;
+}
+PARETOBIT_INLINE Bytes operator|(const Bytes& a, const Bytes& b) {
+  Bytes r;
+  PARETOBIT_EACH r.part[p] = a.part[p] | b.part[p];
+  return r;
+}
+PARETOBIT_INLINE Bytes operator+(const Bytes& a, const Bytes& b) {
+  Bytes r;
+  PARETOBIT_EACH r.part[p] = a.part[p] + b.part[p];
+  return r;
+}
+
+PARETOBIT_INLINE Bytes all_bytes(uint8_t x) {
+  Bytes r;
+  PARETOBIT_EACH r.part[p] = x - Octets{};
+  return r;
+}
+
+// Every byte shifted right by kShift (left where negative), then masked: bits that cross into a neighbour go.
+template <int kShift, int kMask>
+PARETOBIT_INLINE Bytes field(const Bytes& a) {
+  Bytes r;
+  PARETOBIT_EACH {
+    const Shorts wide = (Shorts)a.part[p];
+    const Shorts moved = kShift >= 0 ? wide >> (kShift > 0 ? kShift : 0) : wide << (kShift < 0 ? -kShift : 0);
+    r.part[p] = (Octets)(moved & (Shorts)(uint16_t(kMask * 257) - Shorts{}));
+  }
+  return r;
+}
+
+
+PARETOBIT_INLINE Ints all(int32_t x) {
+  Ints r;
+  PARETOBIT_EACH r.part[p] = x - Integers{};
+  return r;
+}
+PARETOBIT_INLINE Ints operator+(const Ints& a, const Ints& b) {
+  Ints r;
+  PARETOBIT_EACH r.part[p] = a.part[p] + b.part[p];
+  return r;
+}
+PARETOBIT_INLINE Ints operator-(const Ints& a, const Ints& b) {
+  Ints r;
+  PARETOBIT_EACH r.part[p] = a.part[p] - b.part[p];
+  return r;
+}
+PARETOBIT_INLINE Ints operator*(const Ints& a, const Ints& b) {
+  Ints r;
+  PARETOBIT_EACH r.part[p] = a.part[p] * b.part[p];
+  return r;
+}
+PARETOBIT_INLINE Lanes to_float(const Ints& a) {
+  Lanes r;
+  PARETOBIT_EACH r.part[p] = __builtin_convertvector(a.part[p], Register);
+  return r;
+}
+
+// Byte k of each of the sixteen dwords.
+template <int k>
+PARETOBIT_INLINE Ints byte_of(const Bytes& a) {
+  Ints r;
+  PARETOBIT_EACH r.part[p] = ((Integers)a.part[p] >> 8 * k) & 255;
+  return r;
+}
+
+// Sixteen bytes.
+PARETOBIT_INLINE Ints widen_bytes(const uint8_t* from) {
+  typedef uint8_t Narrow __attribute__((vector_size(PARETOBIT_WIDTH)));
+  Ints r;
+  PARETOBIT_EACH {
+    Narrow narrow;
+    std::memcpy(&narrow, from + p * PARETOBIT_WIDTH, PARETOBIT_WIDTH);
+    r.part[p] = __builtin_convertvector(narrow, Integers);
+  }
+  return r;
+}

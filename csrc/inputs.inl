@@ -1,0 +1,105 @@
+// Activations as the kernels read them, and single rows of a matrix; included once per ISA after multiply.inl.
+
+// The walk over a row's blocks in both column orders: visit(first column, columns, first padded column, padded columns).
+template <class Visit>
+PARETOBIT_INLINE void each_span(const Layout& l, Visit&& visit) {
+  each_block(l, [&](size_t g, size_t units, size_t unit, size_t block) PARETOBIT_LAMBDA {
+    const size_t column = g * l.group + (unit - g * l.group_units) * l.unit;
+    const size_t end = std::min({column + units * l.unit, (g + 1) * l.group, l.columns});
+    visit(column, end - column, unit * l.unit, units * l.unit, block);
+  });
+}
+
+void quantize(const Layout& l, const float* x, int8_t* codes, float* scales, int32_t* sums) {
+  each_span(l, [&](size_t column, size_t count, size_t padded, size_t width, size_t block) PARETOBIT_LAMBDA {
+    // Compared as integers, so that NaN counts as the largest and comes out again.
+    Ints most = all(0);
+    for (size_t i = 0; i < count; i += 16) {
+      const Lanes v = load_some(x + column + i, count - i);
+      PARETOBIT_EACH {
+        const Integers size = (Integers)v.part[p] & INT32_MAX;
+        most.part[p] = most.part[p] > size ? most.part[p] : size;
+      }
+    }
+    int32_t lane[16];
+    std::memcpy(lane, &most, sizeof lane);
+    const int32_t bits = *std::max_element(lane, lane + 16);
+    float largest;
+    std::memcpy(&largest, &bits, 4);
+    if (largest < 0x1p-100f) largest = 0.0f;  // 127 / largest would not be finite
+    scales[block] = largest / 127.0f;
+    const float inverse = largest == 0.0f ? 0.0f : 127.0f / largest;
+    Ints sum = all(0);
+    for (size_t i = 0; i < width; i += 16) {
+      // The low byte of 1.5 · 2^23 + x is x rounded to nearest, ties to even; codes past the block's end are 0.
+      const Lanes v = i < count ? load_some(x + column + i, count - i) : all(0.0f);
+      const Lanes near = v * all(inverse) + all(12582912.0f);
+      int8_t code[16];
+      PARETOBIT_EACH {
+        const Integers low = (Integers)near.part[p] << 24 >> 24;
+        sum.part[p] += low;
+        typedef int8_t Narrow __attribute__((vector_size(PARETOBIT_WIDTH)));
+        const Narrow narrow = __builtin_convertvector(low, Narrow);
+        std::memcpy(code + p * PARETOBIT_WIDTH, &narrow, sizeof narrow);
+      }
+      std::memcpy(codes + padded + i, code, std::min<size_t>(16, width - i));
+    }
+    std::memcpy(lane, &sum, sizeof lane);
+    sums[block] = std::accumulate(lane, lane + 16, int32_t(0));
+  });
+}
+
+void spread(const Layout& l, const float* x, float* values) {
+  if (is_float(l.format)) {
+    std::memcpy(values, x, l.columns * sizeof(float));
+    return;
+  }
+  each_span(l, [&](size_t column, size_t count, size_t padded, size_t width, size_t) PARETOBIT_LAMBDA {
+    std::memcpy(values + padded, x + column, count * sizeof(float));
+    std::memset(values + padded + count, 0, (width - count) * sizeof(float));
+  });
+}
+
+template <Format kFormat>
+void row_as(const Matrix& m, size_t row, float* out) {
+  const Layout& l = m.layout;
+  const size_t tile = row / kTile, lane = row % 16;
+  const int set = int(row % kTile / 16);
+  Bytes planes[kMostQuads][2];
+  each_span(l, [&](size_t column, size_t count, size_t padded, size_t width, size_t) PARETOBIT_LAMBDA {
+    const TileGroup group = load_group<kFormat>(m, tile, column / l.group);
+    const size_t unit = padded / l.unit;
+    unpack_block<kFormat>(m.codes + tile * l.tile_bytes + unit * unit_vectors(kFormat) * kVector, width / l.unit, planes);
+    float scale[16];
+    int32_t zero[16] = {};
+    store(scale, group.scale[set]);
+    if (m.zero) std::memcpy(zero, &group.zero[set], sizeof zero);
+    const float origin = m.zero ? float(zero[lane]) : 0.5f * float(m.twice_zero);
+    for (size_t i = 0; i < count; ++i) {
+      uint8_t code[64];
+      std::memcpy(code, &planes[i / 4][set], 64);
+      out[column + i] = scale[lane] * (float(code[4 * lane + i % 4]) - origin);
+    }
+  });
+}
+
+void row(const Matrix& m, size_t index, float* out) {
+  const Layout& l = m.layout;
+  switch (l.format) {
+    case Format::k1: return row_as<Format::k1>(m, index, out);
+    case Format::kTrits: return row_as<Format::kTrits>(m, index, out);
+    case Format::k2: return row_as<Format::k2>(m, index, out);
+    case Format::k3: return row_as<Format::k3>(m, index, out);
+    case Format::k4: return row_as<Format::k4>(m, index, out);
+    case Format::k5: return row_as<Format::k5>(m, index, out);
+    case Format::k6: return row_as<Format::k6>(m, index, out);
+    case Format::k8: return row_as<Format::k8>(m, index, out);
+    default: break;
+  }
+  const uint8_t* from = m.codes + index * l.columns * float_bytes(l.format);
+  for (size_t c = 0; c < l.columns; c += 16) {
+    float some[16];
+    store(some, load_columns(l, from, c));
+    std::memcpy(out + c, some, std::min<size_t>(16, l.columns - c) * sizeof(float));
+  }
+}

@@ -1,0 +1,47 @@
+// The operations that differ between instruction sets, in plain C++: what the others must equal bit for bit.
+// Included by dispatch.cpp inside an ISA's namespace and target region, after lanes.inl. An ISA header gives
+//   Sum                              16 running int32 sums, as the hardware likes to keep them
+//   add_dot<kTop>(sum, codes, quad)  sum[i] += Σ_k codes[4i + k] · quad[k]; codes ≤ kTop, |quad| ≤ 127
+//   spill<kTop>(sum, quads)          called after `quads` quads of every unit: makes room where sums are narrow
+//   total<kTop>(sum, correction)     the sums; correction is Σ of all activations that went in
+//   from_half(p)                     16 halves to float
+//   average(a, b)                    of bytes, rounded up
+
+struct Sum {
+  int32_t lane[16];
+};
+
+PARETOBIT_INLINE Sum no_sum() { return Sum{}; }
+
+template <int kTop>
+PARETOBIT_INLINE void add_dot(Sum& sum, const Bytes& codes, const int8_t* quad) {
+  uint8_t code[64];
+  std::memcpy(code, &codes, 64);
+  for (int i = 0; i < 16; ++i)
+    for (int k = 0; k < 4; ++k) sum.lane[i] += int32_t(code[4 * i + k]) * quad[k];
+}
+
+template <int kTop>
+PARETOBIT_INLINE void spill(Sum&, int) {}
+
+template <int kTop>
+PARETOBIT_INLINE Ints total(const Sum& sum, int32_t) {
+  Ints r;
+  std::memcpy(&r, &sum, 64);
+  return r;
+}
+
+PARETOBIT_INLINE Lanes from_half(const uint16_t* from) {
+  float value[16];
+  for (int i = 0; i < 16; ++i) value[i] = half_to_float(from[i]);
+  return load(value);
+}
+
+PARETOBIT_INLINE Bytes average(const Bytes& a, const Bytes& b) {
+  Bytes r;
+  PARETOBIT_EACH {
+    const Shorts differ = (Shorts)(a.part[p] ^ b.part[p]);
+    r.part[p] = (a.part[p] | b.part[p]) - (Octets)(differ >> 1 & (Shorts)(uint16_t(0x7F7F) - Shorts{}));
+  }
+  return r;
+}

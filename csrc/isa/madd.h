@@ -1,0 +1,99 @@
+// x86 without VNNI: pmaddubsw adds products in pairs into 16 bits and saturates there, so sums are kept in 16 bits only
+// as long as they cannot overflow: 2 · kTop · 127 a quad. Codes of 8 bits are made signed, and their sign moved over to
+// the activation: 2 · 128 · 127 just fits.
+// PARETOBIT_WIDTH 8: AVX2; 16: AVX-512 BW.
+
+#if PARETOBIT_WIDTH == 16
+#define PARETOBIT_X(name) _mm512_##name
+#define PARETOBIT_XOR _mm512_xor_si512
+typedef __m512i Wide;
+PARETOBIT_INLINE Wide no_bits() { return _mm512_setzero_si512(); }
+#else
+#define PARETOBIT_X(name) _mm256_##name
+#define PARETOBIT_XOR _mm256_xor_si256
+typedef __m256i Wide;
+PARETOBIT_INLINE Wide no_bits() { return _mm256_setzero_si256(); }
+#endif
+
+struct Sum {
+  Wide narrow[kParts], wide[kParts];
+};
+
+PARETOBIT_INLINE Sum no_sum() {
+  Sum r;
+  PARETOBIT_EACH r.narrow[p] = r.wide[p] = no_bits();
+  return r;
+}
+
+PARETOBIT_INLINE void widen(Wide& wide, Wide narrow) {
+  wide = PARETOBIT_X(add_epi32)(wide, PARETOBIT_X(madd_epi16)(narrow, PARETOBIT_X(set1_epi16)(1)));
+}
+
+PARETOBIT_INLINE Wide signed_pairs(Wide codes, Wide four) {
+  const Wide centred = PARETOBIT_XOR(codes, PARETOBIT_X(set1_epi8)(char(0x80)));
+#if PARETOBIT_WIDTH == 16
+  const __mmask64 negative = _mm512_movepi8_mask(centred);
+  return _mm512_maddubs_epi16(_mm512_abs_epi8(centred), _mm512_mask_sub_epi8(four, negative, no_bits(), four));
+#else
+  return _mm256_maddubs_epi16(_mm256_abs_epi8(centred), _mm256_sign_epi8(four, centred));
+#endif
+}
+
+template <int kTop>
+PARETOBIT_INLINE void add_dot(Sum& sum, const Bytes& codes, const int8_t* quad) {
+  int32_t bits;
+  std::memcpy(&bits, quad, 4);
+  const Wide four = PARETOBIT_X(set1_epi32)(bits);
+  PARETOBIT_EACH {
+    const Wide c = (Wide)codes.part[p];
+    if constexpr (kTop > 63)
+      widen(sum.wide[p], signed_pairs(c, four));
+    else
+      sum.narrow[p] = PARETOBIT_X(add_epi16)(sum.narrow[p], PARETOBIT_X(maddubs_epi16)(c, four));
+  }
+}
+
+template <int kTop>
+constexpr int kRoom = 32767 / (2 * 127 * kTop);  // quads that fit into 16 bits
+
+template <int kTop>
+PARETOBIT_INLINE void spill(Sum& sum, int quads) {
+  constexpr int kMostQuads = 16;  // of a block, but for three levels, which have room for 43
+  if (kTop > 63 || kRoom<kTop> >= kMostQuads || quads % (kRoom<kTop> >= 4 ? 4 : 2) != 0) return;
+  PARETOBIT_EACH {
+    widen(sum.wide[p], sum.narrow[p]);
+    sum.narrow[p] = no_bits();
+  }
+}
+
+template <int kTop>
+PARETOBIT_INLINE Ints total(Sum sum, int32_t correction) {
+  Ints r;
+  PARETOBIT_EACH {
+    if constexpr (kTop > 63) {
+      r.part[p] = (Integers)PARETOBIT_X(add_epi32)(sum.wide[p], PARETOBIT_X(set1_epi32)(128 * correction));
+    } else {
+      widen(sum.wide[p], sum.narrow[p]);
+      r.part[p] = (Integers)sum.wide[p];
+    }
+  }
+  return r;
+}
+
+PARETOBIT_INLINE Lanes from_half(const uint16_t* from) {
+  Lanes r;
+#if PARETOBIT_WIDTH == 16
+  r.part[0] = (Register)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
+#else
+  PARETOBIT_EACH r.part[p] = (Register)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from + p));
+#endif
+  return r;
+}
+
+PARETOBIT_INLINE Bytes average(const Bytes& a, const Bytes& b) {
+  Bytes r;
+  PARETOBIT_EACH r.part[p] = (Octets)PARETOBIT_X(avg_epu8)((Wide)a.part[p], (Wide)b.part[p]);
+  return r;
+}
+#undef PARETOBIT_X
+#undef PARETOBIT_XOR

@@ -1,0 +1,30 @@
+// AVX-512 with VNNI: one instruction multiplies 64 codes with 64 activations and adds in fours, without saturation.
+
+struct Sum {
+  __m512i lane;
+};
+
+PARETOBIT_INLINE Sum no_sum() { return Sum{_mm512_setzero_si512()}; }
+
+template <int kTop>
+PARETOBIT_INLINE void add_dot(Sum& sum, const Bytes& codes, const int8_t* quad) {
+  int32_t four;
+  std::memcpy(&four, quad, 4);
+  sum.lane = _mm512_dpbusd_epi32(sum.lane, (__m512i)codes.part[0], _mm512_set1_epi32(four));
+}
+
+template <int kTop>
+PARETOBIT_INLINE void spill(Sum&, int) {}
+
+template <int kTop>
+PARETOBIT_INLINE Ints total(const Sum& sum, int32_t) {
+  return Ints{{(Integers)sum.lane}};
+}
+
+PARETOBIT_INLINE Lanes from_half(const uint16_t* from) {
+  return Lanes{{(Register)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from))}};
+}
+
+PARETOBIT_INLINE Bytes average(const Bytes& a, const Bytes& b) {
+  return Bytes{{(Octets)_mm512_avg_epu8((__m512i)a.part[0], (__m512i)b.part[0])}};
+}

@@ -1,0 +1,7 @@
+// Every algorithm once, for the ISA whose lanes and operations were included before.
+#include "formats.inl"
+#include "multiply.inl"
+#include "inputs.inl"
+#include "search.inl"
+#include "feedback.inl"
+#include "read.inl"

@@ -1,0 +1,232 @@
+// Everything of a decoder but its matrices: norms, rotations, attention, gates. Included once per ISA after
+// multiply.inl. A reduction runs over sixteen lanes, lane l taking elements l, l + 16, …, or over channels or positions
+// in their order: the result depends neither on the ISA nor on what is computed beside it.
+
+PARETOBIT_INLINE void store_some(float* to, const Lanes& a, size_t count) {
+  if (count >= 16) return store(to, a);
+  float rest[16];
+  store(rest, a);
+  std::memcpy(to, rest, count * sizeof(float));
+}
+
+PARETOBIT_INLINE float highest(const Lanes& a) {
+  float lane[16];
+  store(lane, a);
+  for (int half = 8; half; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] = lane[i] < lane[i + half] ? lane[i + half] : lane[i];
+  return lane[0];
+}
+
+// e^x, within 1.2 · 2^-23 of it relatively; 0 below -87.3 and e^88 above 88. x = n ln 2 + r with ln 2 in two parts, then
+// the polynomial of Cephes' expf on |r| <= ln 2 / 2, times 2^n.
+PARETOBIT_INLINE Lanes exponential(const Lanes& x) {
+  const Lanes low = all(-87.3f), magic = all(12582912.0f);
+  const Lanes inside = most(low, least(all(88.0f), x));  // in this order NaN stays
+  const Lanes shifted = inside * all(1.44269504f) + magic, n = shifted - magic;
+  const Lanes r = (inside - n * all(0.693359375f)) - n * all(-2.12194440e-4f);
+  Lanes y = all(1.9875691500e-4f);
+  y = y * r + all(1.3981999507e-3f);
+  y = y * r + all(8.3334519073e-3f);
+  y = y * r + all(4.1665795894e-2f);
+  y = y * r + all(1.6666665459e-1f);
+  y = y * r + all(5.0000001201e-1f);
+  y = (y * (r * r) + r) + all(1.0f);
+  Lanes power;  // the low bits of 1.5 · 2^23 + n are n
+  PARETOBIT_EACH power.part[p] = (Register)(((Integers)shifted.part[p] + 127) << 23);
+  return choose(x < low, all(0.0f), y * power);
+}
+
+void rms_norm(const float* x, const float* weight, size_t count, float eps, float* out) {
+  Lanes squares = all(0.0f);
+  for (size_t i = 0; i < count; i += 16) {
+    const Lanes v = load_some(x + i, count - i);
+    squares = squares + v * v;
+  }
+  const Lanes factor = all(1.0f / __builtin_sqrtf(tree_sum(squares) / float(count) + eps));
+  for (size_t i = 0; i < count; i += 16)
+    store_some(out + i, (load_some(x + i, count - i) * factor) * load_some(weight + i, count - i), count - i);
+}
+
+void add(float* x, const float* y, size_t count) {
+  for (size_t i = 0; i < count; i += 16)
+    store_some(x + i, load_some(x + i, count - i) + load_some(y + i, count - i), count - i);
+}
+
+void scale(float* x, float factor, size_t count) {
+  for (size_t i = 0; i < count; i += 16) store_some(x + i, load_some(x + i, count - i) * all(factor), count - i);
+}
+
+// silu(g) = g / (1 + e^-g). gelu with tanh is g / (1 + e^-2u), u = √(2/π) (g + 0.044715 g³), since
+// (1 + tanh u) / 2 = 1 / (1 + e^-2u).
+void gate(Activation activation, float* gates, const float* up, size_t count) {
+  const bool gelu = activation == Activation::kGelu;
+  for (size_t i = 0; i < count; i += 16) {
+    const Lanes g = load_some(gates + i, count - i);
+    const Lanes slope = gelu ? all(-1.5957691216f) * (all(1.0f) + all(0.044715f) * (g * g)) : all(-1.0f);
+    const Lanes active = g / (all(1.0f) + exponential(g * slope));
+    store_some(gates + i, active * load_some(up + i, count - i), count - i);
+  }
+}
+
+void rotate(float* head, const float* cosines, const float* sines, size_t half) {
+  for (size_t i = 0; i < half; i += 16) {
+    const size_t left = half - i;
+    const Lanes c = load_some(cosines + i, left), s = load_some(sines + i, left);
+    const Lanes a = load_some(head + i, left), b = load_some(head + half + i, left);
+    store_some(head + i, a * c - b * s, left);
+    store_some(head + half + i, b * c + a * s, left);
+  }
+}
+
+// IEEE half precision, ties to even, as the hardware's conversion: overflow gives infinity, NaN stays NaN.
+void to_half(const float* from, uint16_t* to, size_t count) {
+  typedef uint16_t Narrow __attribute__((vector_size(2 * PARETOBIT_WIDTH)));
+  for (size_t i = 0; i < count; i += 16) {
+    const Lanes x = load_some(from + i, count - i);
+    uint16_t half[16];
+    PARETOBIT_EACH {
+      const Integers bits = (Integers)x.part[p], size = bits & INT32_MAX;
+      // Rounded to ten bits of mantissa; below 2^-14 halves are 2^-24 apart, as floats are in [0.5, 1).
+      const Integers normal = ((size + 0xFFF + (size >> 13 & 1)) >> 13) - (112 << 10);
+      const Integers tiny = (Integers)((Register)size + 0.5f) - 0x3F000000;
+      const Integers large = size > 0x7F800000 ? (size >> 13 & 1023) | 0x7E00 : 0x7C00 - Integers{};
+      const Integers finite = size < 0x38800000 ? tiny : normal;
+      const Integers result = (size < 0x47800000 ? finite : large) | (bits >> 16 & 0x8000);
+      const Narrow narrow = __builtin_convertvector(result, Narrow);
+      std::memcpy(half + p * PARETOBIT_WIDTH, &narrow, sizeof narrow);
+    }
+    std::memcpy(to + i, half, std::min<size_t>(16, count - i) * sizeof(uint16_t));
+  }
+}
+
+// ---- attention
+
+PARETOBIT_INLINE Lanes load_wide(const float* from) { return load(from); }
+PARETOBIT_INLINE Lanes load_wide(const uint16_t* from) { return from_half(from); }
+
+// What is known of a query's softmax so far, all relative to e^most: floats [0] most, [16, 32) the weights' sum by
+// lanes, [32, 32 + width) the weighted sum of values.
+constexpr size_t kSum = 16, kValues = 32;
+
+// Scores of kHeads queries at the block's positions [begin, end), -inf around them; the highest of each.
+template <class T, int kHeads>
+PARETOBIT_INLINE void score(const AttendArgs& a, const T* keys, const float* q, size_t begin, size_t end,
+                            float scores[][kPositions], float* top) {
+  constexpr size_t kWide = PARETOBIT_WIDTH == 16 ? 2 : 1;  // what keeps the adders busy and fits the registers
+  constexpr float kNone = -__builtin_inff();
+  const float numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  Lanes tops[kHeads];
+  for (int h = 0; h < kHeads; ++h) tops[h] = all(kNone);
+  for (size_t at = begin / (16 * kWide) * (16 * kWide); at < end; at += 16 * kWide) {
+    Lanes sum[kWide][kHeads];
+    for (auto& sums : sum)
+      for (Lanes& s : sums) s = all(0.0f);
+    for (size_t c = 0; c < a.head_dim; ++c)
+      for (size_t v = 0; v < kWide; ++v) {
+        const Lanes k = load_wide(keys + c * kPositions + at + 16 * v);
+        for (int h = 0; h < kHeads; ++h) sum[v][h] = sum[v][h] + all(q[size_t(h) * a.head_dim + c]) * k;
+      }
+    for (size_t v = 0; v < kWide; ++v) {
+      const Lanes position = load(numbers) + all(float(at + 16 * v));
+      const Mask early = position < all(float(begin)), seen = position < all(float(end));
+      for (int h = 0; h < kHeads; ++h) {
+        const Lanes s = choose(early, all(kNone), choose(seen, sum[v][h], all(kNone)));
+        tops[h] = most(tops[h], s);
+        store(scores[h] + at + 16 * v, s);
+      }
+    }
+  }
+  for (int h = 0; h < kHeads; ++h) top[h] = highest(tops[h]);
+}
+
+// From scores to weights, in place, and their sum; what was summed before is made relative to the new maximum.
+PARETOBIT_INLINE void weigh(float* state, float top, size_t width, size_t begin, size_t end, float* scores) {
+  Lanes sum = load(state + kSum);
+  if (state[0] < top) {
+    const Lanes factor = exponential(all(state[0] - top));
+    sum = sum * factor;
+    for (size_t c = 0; c < width; c += 16) store(state + kValues + c, load(state + kValues + c) * factor);
+    state[0] = top;
+  }
+  for (size_t at = begin / 16 * 16; at < end; at += 16) {
+    const Lanes weight = exponential(load(scores + at) - all(state[0]));
+    store(scores + at, weight);
+    sum = sum + weight;
+  }
+  store(state + kSum, sum);
+}
+
+// kHeads queries of one token meet the block's positions [begin, end).
+template <int kHeads, class T>
+void attend_block(const AttendArgs& a, const T* keys, const T* values, const float* q, size_t begin, size_t end,
+                  float* states) {
+  const size_t width = a.width, stride = kValues + width;
+  float scores[kHeads][kPositions], top[kHeads];
+  score<T, kHeads>(a, keys, q, begin, end, scores, top);
+  for (int h = 0; h < kHeads; ++h) weigh(states + size_t(h) * stride, top[h], width, begin, end, scores[h]);
+  for (size_t c = 0; c < width; c += 16) {
+    Lanes sum[kHeads];
+    for (int h = 0; h < kHeads; ++h) sum[h] = load(states + size_t(h) * stride + kValues + c);
+    for (size_t p = begin; p < end; ++p) {
+      const Lanes v = load_wide(values + p * width + c);
+      for (int h = 0; h < kHeads; ++h) sum[h] = sum[h] + all(scores[h][p]) * v;
+    }
+    for (int h = 0; h < kHeads; ++h) store(states + size_t(h) * stride + kValues + c, sum[h]);
+  }
+}
+
+template <class T>
+void attend_heads(size_t heads, const AttendArgs& a, const T* keys, const T* values, const float* q, size_t begin,
+                  size_t end, float* states) {
+  switch (heads) {
+    case 1: return attend_block<1>(a, keys, values, q, begin, end, states);
+    case 2: return attend_block<2>(a, keys, values, q, begin, end, states);
+    case 3: return attend_block<3>(a, keys, values, q, begin, end, states);
+    default: return attend_block<4>(a, keys, values, q, begin, end, states);
+  }
+}
+
+// At most kQueries queries, block by block. Where several tokens or many heads read a block, it is widened once.
+void attend_some(const AttendArgs& a, size_t first, size_t last) {
+  constexpr size_t kTogether = 4;
+  const size_t width = a.width, stride = kValues + width, keys_size = a.head_dim * kPositions;
+  float* wide = a.scratch;
+  float* states = a.scratch + keys_size + kPositions * width;
+  for (size_t i = 0; i < last - first; ++i) {
+    std::memset(states + i * stride, 0, stride * sizeof(float));
+    states[i * stride] = -__builtin_inff();
+  }
+  const auto oldest = [&](size_t position) { return position < a.window ? 0 : position + 1 - a.window; };
+  const size_t newest = a.position + (last - 1) / a.group;
+  for (size_t block = oldest(a.position + first / a.group) / kPositions; block <= newest / kPositions; ++block) {
+    const size_t start = block * kPositions;
+    const uint16_t* keys = a.blocks[block] + a.offset;
+    const uint16_t* values = keys + keys_size;
+    if (last - first > kTogether) {
+      const size_t seen = keys_size + std::min(newest + 1 - start, kPositions) * width;
+      for (size_t i = 0; i < seen; i += 16) store(wide + i, from_half(keys + i));
+    }
+    for (size_t i = first, heads; i < last; i += heads) {
+      const size_t token = i / a.group, position = a.position + token, head = i % a.group;
+      heads = std::min({kTogether, last - i, a.group - head});
+      const size_t begin = std::max(oldest(position), start), end = std::min(position + 1, start + kPositions);
+      if (begin >= end) continue;
+      const float* q = a.q + token * a.q_stride + head * a.head_dim;
+      float* state = states + (i - first) * stride;
+      if (last - first > kTogether)
+        attend_heads(heads, a, wide, wide + keys_size, q, begin - start, end - start, state);
+      else
+        attend_heads(heads, a, keys, values, q, begin - start, end - start, state);
+    }
+  }
+  for (size_t i = first; i < last; ++i) {
+    const float* state = states + (i - first) * stride;
+    const Lanes sum = all(tree_sum(load(state + kSum)));
+    float* out = a.out + i / a.group * a.out_stride + i % a.group * a.head_dim;
+    for (size_t c = 0; c < a.head_dim; c += 16) store_some(out + c, load(state + kValues + c) / sum, a.head_dim - c);
+  }
+}
+
+void attend(const AttendArgs& a, size_t first, size_t last) {
+  for (; first < last; first += kQueries) attend_some(a, first, std::min(last, first + kQueries));
+}

@@ -1,0 +1,329 @@
+// Packed rows times activations. Lanes are rows, so a row's sum runs over its columns in their order on every ISA:
+// exact int32 sums over a block, then one multiply and one add a block in float. docs/FORMAT.md has the formulas.
+
+// What turns a tile's codes of one group into numbers: scales, and zero points, of its 32 rows.
+struct TileGroup {
+  Lanes scale[2];
+  Ints zero[2];  // only where they are stored
+};
+
+template <Format kFormat>
+PARETOBIT_INLINE void load_zeros(const uint8_t* from, Ints zero[2]) {
+  if constexpr (zero_bytes(kFormat) == 8) {
+    uint8_t fields[32];
+    for (int k = 0; k < 4; ++k)
+      for (int j = 0; j < 8; ++j) fields[8 * k + j] = from[j] >> 2 * k & 3;
+    zero[0] = widen_bytes(fields), zero[1] = widen_bytes(fields + 16);
+  } else if constexpr (zero_bytes(kFormat) == 16) {
+    const Ints both = widen_bytes(from);
+    PARETOBIT_EACH zero[0].part[p] = both.part[p] & 15, zero[1].part[p] = both.part[p] >> 4;
+  } else {
+    zero[0] = widen_bytes(from), zero[1] = widen_bytes(from + 16);
+  }
+}
+
+template <Format kFormat>
+PARETOBIT_INLINE TileGroup load_group(const Matrix& m, size_t tile, size_t group) {
+  const size_t at = tile * m.layout.groups + group;
+  TileGroup r;
+  r.scale[0] = from_half(m.scale + at * kTile);
+  r.scale[1] = from_half(m.scale + at * kTile + 16);
+  if (m.zero) load_zeros<kFormat>(m.zero + at * zero_bytes(kFormat), r.zero);
+  return r;
+}
+
+// acc += float(Σ (code − zero) · activation) · (scale · activation scale), for one set of 16 rows and one block.
+PARETOBIT_INLINE void add_block(Lanes& acc, Ints dots, const Lanes& scale, const Ints* zero, int twice_zero,
+                                float activation, int32_t sum) {
+  if (zero) {
+    dots = dots - *zero * all(sum);
+  } else {  // zero points may be halves: everything doubled, exactly
+    dots = dots + dots - all(twice_zero * sum);
+    activation *= 0.5f;
+  }
+  acc = acc + to_float(dots) * (scale * all(activation));
+}
+
+PARETOBIT_INLINE void store_rows(const Lanes acc[2], size_t rows, float* out) {
+  if (rows >= kTile) {
+    store(out, acc[0]);
+    store(out + 16, acc[1]);
+  } else {
+    float all_rows[kTile];
+    store(all_rows, acc[0]);
+    store(all_rows + 16, acc[1]);
+    std::memcpy(out, all_rows, rows * sizeof(float));
+  }
+}
+
+// The walk over a row's groups and blocks: visit(group, units of the block, first unit of the row, index of the block).
+template <class Visit>
+PARETOBIT_INLINE void each_block(const Layout& l, Visit&& visit) {
+  size_t block = 0, unit = 0;
+  for (size_t g = 0; g < l.groups; ++g) {
+    const size_t units = g + 1 < l.groups ? l.group_units : l.last_units;
+    for (size_t u = 0; u < units; u += kBlockUnits, ++block) {
+      const size_t count = std::min(kBlockUnits, units - u);
+      visit(g, count, unit, block);
+      unit += count;
+    }
+  }
+}
+
+// ---- one token: codes are used as they are unpacked
+
+template <Format kFormat>
+PARETOBIT_INLINE void dot_unit(const uint8_t* codes, const int8_t* activations, Sum sum[2]) {
+  constexpr int kTop = Unit<kFormat>::kTop;
+  Unit<kFormat> unit(codes);
+  each_quad<0>(unit, [&](int quad, const Bytes& a, const Bytes& b) PARETOBIT_LAMBDA {
+    add_dot<kTop>(sum[0], a, activations + 4 * quad);
+    add_dot<kTop>(sum[1], b, activations + 4 * quad);
+    spill<kTop>(sum[0], quad + 1);
+    spill<kTop>(sum[1], quad + 1);
+  });
+}
+
+template <Format kFormat>
+void one_token(const Matrix& m, const Inputs& in, size_t first, size_t last, float* out) {
+  constexpr int kTop = Unit<kFormat>::kTop;
+  constexpr size_t kBytes = unit_vectors(kFormat) * kVector, kColumns = unit_columns(kFormat);
+  const Layout& l = m.layout;
+  for (size_t tile = first; tile < last; ++tile) {
+    const uint8_t* codes = m.codes + tile * l.tile_bytes;
+    Lanes acc[2] = {all(0.0f), all(0.0f)};
+    size_t block = 0;
+    const int8_t* activations = in.codes;
+    for (size_t g = 0; g < l.groups; ++g) {
+      const TileGroup group = load_group<kFormat>(m, tile, g);
+      size_t units = g + 1 < l.groups ? l.group_units : l.last_units;
+      for (; units; ++block) {
+        const size_t count = std::min(kBlockUnits, units);
+        Sum sum[2] = {no_sum(), no_sum()};
+        if (count == kBlockUnits) {
+#pragma GCC unroll 4
+          for (size_t u = 0; u < kBlockUnits; ++u)
+            dot_unit<kFormat>(codes + u * kBytes, activations + u * kColumns, sum);
+        } else {
+          for (size_t u = 0; u < count; ++u)
+            dot_unit<kFormat>(codes + u * kBytes, activations + u * kColumns, sum);
+        }
+        const int32_t whole = in.sums[block];
+        for (int s = 0; s < 2; ++s)
+          add_block(acc[s], total<kTop>(sum[s], whole), group.scale[s], m.zero ? &group.zero[s] : nullptr,
+                    m.twice_zero, in.scales[block], whole);
+        codes += count * kBytes;
+        activations += count * kColumns;
+        units -= count;
+      }
+    }
+    store_rows(acc, l.rows - tile * kTile, out + tile * kTile);
+  }
+}
+
+// ---- several tokens: a block is unpacked once for all of them
+
+constexpr size_t kMostQuads = 5 * kBlockUnits;
+constexpr size_t kTokens = 64;  // whose running sums of a tile are kept at hand
+
+template <Format kFormat>
+PARETOBIT_INLINE void unpack_block(const uint8_t* codes, size_t units, Bytes planes[][2]) {
+  for (size_t u = 0; u < units; ++u) {
+    Unit<kFormat> unit(codes + u * unit_vectors(kFormat) * kVector);
+    each_quad<0>(unit, [&](int quad, const Bytes& a, const Bytes& b) PARETOBIT_LAMBDA {
+      Bytes* at = planes[u * Unit<kFormat>::kQuads + size_t(quad)];
+      at[0] = a, at[1] = b;
+    });
+  }
+}
+
+template <int kTop, int kCount>
+PARETOBIT_INLINE void add_tokens(const Matrix& m, const TileGroup& group, const Inputs& in, size_t token, int set,
+                                 const Bytes planes[][2], size_t quads, size_t column, size_t block, Lanes* acc) {
+  const Layout& l = m.layout;
+  Sum sum[kCount];
+  for (int n = 0; n < kCount; ++n) sum[n] = no_sum();
+  const int8_t* activations = in.codes + token * l.padded + column;
+  for (size_t q = 0; q < quads; ++q) {
+    const Bytes codes = planes[q][set];
+    for (int n = 0; n < kCount; ++n) {
+      add_dot<kTop>(sum[n], codes, activations + size_t(n) * l.padded + 4 * q);
+      spill<kTop>(sum[n], int(q) + 1);
+    }
+  }
+  for (int n = 0; n < kCount; ++n) {
+    const size_t at = (token + size_t(n)) * l.blocks + block;
+    add_block(acc[n], total<kTop>(sum[n], in.sums[at]), group.scale[set], m.zero ? &group.zero[set] : nullptr,
+              m.twice_zero, in.scales[at], in.sums[at]);
+  }
+}
+
+template <Format kFormat>
+void many_tokens(const Matrix& m, const Inputs& in, size_t first, size_t last, float* out, size_t stride) {
+  constexpr int kTop = Unit<kFormat>::kTop;
+  constexpr size_t kTogether = PARETOBIT_WIDTH == 16 ? 8 : 4;
+  const Layout& l = m.layout;
+  Bytes planes[kMostQuads][2];
+  Lanes acc[2][kTokens];
+  for (size_t tile = first; tile < last; ++tile) {
+    for (size_t start = 0; start < in.count; start += kTokens) {
+      const size_t count = std::min(kTokens, in.count - start);
+      for (auto& set : acc)
+        for (size_t n = 0; n < count; ++n) set[n] = all(0.0f);
+      each_block(l, [&](size_t g, size_t units, size_t unit, size_t block) PARETOBIT_LAMBDA {
+        const TileGroup group = load_group<kFormat>(m, tile, g);
+        unpack_block<kFormat>(m.codes + tile * l.tile_bytes + unit * unit_vectors(kFormat) * kVector, units, planes);
+        const size_t quads = units * Unit<kFormat>::kQuads, column = unit * l.unit;
+        for (int set = 0; set < 2; ++set) {
+          size_t n = 0;
+          for (; n + kTogether <= count; n += kTogether)
+            add_tokens<kTop, kTogether>(m, group, in, start + n, set, planes, quads, column, block, acc[set] + n);
+          for (; n < count; ++n)
+            add_tokens<kTop, 1>(m, group, in, start + n, set, planes, quads, column, block, acc[set] + n);
+        }
+      });
+      for (size_t n = 0; n < count; ++n) {
+        const Lanes rows[2] = {acc[0][n], acc[1][n]};
+        store_rows(rows, l.rows - tile * kTile, out + (start + n) * stride + tile * kTile);
+      }
+    }
+  }
+}
+
+// ---- float32 activations
+
+// One set of rows of a block as floats: code − zero, by column.
+PARETOBIT_INLINE void subtract_zero(const Bytes planes[][2], int set, size_t quads, const Lanes& zero, Lanes* w) {
+  for (size_t q = 0; q < quads; ++q) {
+    const Bytes& codes = planes[q][set];
+    w[4 * q] = to_float(byte_of<0>(codes)) - zero;
+    w[4 * q + 1] = to_float(byte_of<1>(codes)) - zero;
+    w[4 * q + 2] = to_float(byte_of<2>(codes)) - zero;
+    w[4 * q + 3] = to_float(byte_of<3>(codes)) - zero;
+  }
+}
+
+template <Format kFormat>
+void float_tokens(const Matrix& m, const Inputs& in, size_t first, size_t last, float* out, size_t stride) {
+  const Layout& l = m.layout;
+  Bytes planes[kMostQuads][2];
+  Lanes w[4 * kMostQuads], acc[2][kTokens];
+  for (size_t tile = first; tile < last; ++tile) {
+    for (size_t start = 0; start < in.count; start += kTokens) {
+      const size_t count = std::min(kTokens, in.count - start);
+      for (auto& set : acc)
+        for (size_t n = 0; n < count; ++n) set[n] = all(0.0f);
+      each_block(l, [&](size_t g, size_t units, size_t unit, size_t) PARETOBIT_LAMBDA {
+        const TileGroup group = load_group<kFormat>(m, tile, g);
+        unpack_block<kFormat>(m.codes + tile * l.tile_bytes + unit * unit_vectors(kFormat) * kVector, units, planes);
+        const size_t quads = units * Unit<kFormat>::kQuads;
+        for (int set = 0; set < 2; ++set) {
+          const Lanes zero = m.zero ? to_float(group.zero[set]) : all(0.5f * float(m.twice_zero));
+          subtract_zero(planes, set, quads, zero, w);
+          for (size_t n = 0; n < count; ++n) {
+            const float* x = in.values + (start + n) * l.padded + unit * l.unit;
+            Lanes part[4] = {all(0.0f), all(0.0f), all(0.0f), all(0.0f)};
+            for (size_t c = 0; c < 4 * quads; c += 4)
+              for (int k = 0; k < 4; ++k) part[k] = part[k] + w[c + size_t(k)] * all(x[c + size_t(k)]);
+            acc[set][n] = acc[set][n] + ((part[0] + part[1]) + (part[2] + part[3])) * group.scale[set];
+          }
+        }
+      });
+      for (size_t n = 0; n < count; ++n) {
+        const Lanes rows[2] = {acc[0][n], acc[1][n]};
+        store_rows(rows, l.rows - tile * kTile, out + (start + n) * stride + tile * kTile);
+      }
+    }
+  }
+}
+
+// ---- matrices of floats, rows in their plain order
+
+PARETOBIT_INLINE Lanes load_floats(Format format, const uint8_t* from) {
+  if (format == Format::kF16) {
+    uint16_t half[16];
+    std::memcpy(half, from, sizeof half);
+    return from_half(half);
+  }
+  if (format == Format::kF32) {
+    Lanes r;
+    std::memcpy(&r, from, sizeof r);
+    return r;
+  }
+  typedef uint16_t Narrow __attribute__((vector_size(2 * PARETOBIT_WIDTH)));
+  Lanes r;
+  PARETOBIT_EACH {
+    Narrow narrow;
+    std::memcpy(&narrow, from + p * sizeof narrow, sizeof narrow);
+    r.part[p] = (Register)(__builtin_convertvector(narrow, Integers) << 16);
+  }
+  return r;
+}
+
+// Columns [at, at + 16) of a row; what lies past its end is 0.
+PARETOBIT_INLINE Lanes load_columns(const Layout& l, const uint8_t* row, size_t at) {
+  const size_t bytes = float_bytes(l.format);
+  if (at + 16 <= l.columns) return load_floats(l.format, row + at * bytes);
+  uint8_t rest[64] = {};
+  std::memcpy(rest, row + at * bytes, (l.columns - at) * bytes);
+  return load_floats(l.format, rest);
+}
+
+PARETOBIT_INLINE Lanes load_some(const float* from, size_t count) {
+  if (count >= 16) return load(from);
+  float rest[16] = {};
+  std::memcpy(rest, from, count * sizeof(float));
+  return load(rest);
+}
+
+// Lane l with l + 8, then l + 4, l + 2, l + 1.
+PARETOBIT_INLINE float tree_sum(const Lanes& a) {
+  float lane[16];
+  store(lane, a);
+  for (int half = 8; half; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+  return lane[0];
+}
+
+void float_rows(const Matrix& m, const Inputs& in, size_t first, size_t last, float* out, size_t stride) {
+  constexpr size_t kTogether = 4;
+  const Layout& l = m.layout;
+  const size_t end = std::min(last * kTile, l.rows), bytes = l.columns * float_bytes(l.format);
+  for (size_t row = first * kTile; row < end; ++row) {
+    const uint8_t* from = m.codes + row * bytes;
+    for (size_t n = 0; n < in.count; n += kTogether) {
+      const size_t count = std::min(kTogether, in.count - n);
+      Lanes acc[kTogether] = {all(0.0f), all(0.0f), all(0.0f), all(0.0f)};
+      for (size_t c = 0; c < l.columns; c += 16) {
+        const Lanes w = load_columns(l, from, c);
+        for (size_t t = 0; t < count; ++t)
+          acc[t] = acc[t] + w * load_some(in.values + (n + t) * l.columns + c, l.columns - c);
+      }
+      for (size_t t = 0; t < count; ++t) out[(n + t) * stride + row] = tree_sum(acc[t]);
+    }
+  }
+}
+
+template <Format kFormat>
+void multiply_as(const Matrix& m, const Inputs& in, size_t first, size_t last, float* out, size_t stride) {
+  if (in.values)
+    float_tokens<kFormat>(m, in, first, last, out, stride);
+  else if (in.count == 1)
+    one_token<kFormat>(m, in, first, last, out);
+  else
+    many_tokens<kFormat>(m, in, first, last, out, stride);
+}
+
+void multiply(const Matrix& m, const Inputs& in, size_t first, size_t last, float* out, size_t stride) {
+  switch (m.layout.format) {
+    case Format::k1: return multiply_as<Format::k1>(m, in, first, last, out, stride);
+    case Format::kTrits: return multiply_as<Format::kTrits>(m, in, first, last, out, stride);
+    case Format::k2: return multiply_as<Format::k2>(m, in, first, last, out, stride);
+    case Format::k3: return multiply_as<Format::k3>(m, in, first, last, out, stride);
+    case Format::k4: return multiply_as<Format::k4>(m, in, first, last, out, stride);
+    case Format::k5: return multiply_as<Format::k5>(m, in, first, last, out, stride);
+    case Format::k6: return multiply_as<Format::k6>(m, in, first, last, out, stride);
+    case Format::k8: return multiply_as<Format::k8>(m, in, first, last, out, stride);
+    default: return float_rows(m, in, first, last, out, stride);
+  }
+}

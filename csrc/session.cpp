@@ -1,0 +1,192 @@
+#include "session.h"
+
+#include <algorithm>
+#include <set>
+#include <stdexcept>
+#include <string>
+
+namespace paretobit {
+namespace {
+
+void require(bool holds, const std::string& what) {
+  if (!holds) throw std::invalid_argument(what);
+}
+
+size_t within(size_t value, size_t most, const char* name) {
+  require(value >= 1 && value <= most, std::string(name) + " outside 1..." + std::to_string(most));
+  return value;
+}
+
+const Model& sealed(const Model& model) {
+  require(model.sealed(), "the model is not sealed");
+  return model;
+}
+
+size_t blocks_for(size_t positions) { return (positions + kPositions - 1) / kPositions; }
+
+}  // namespace
+
+Session::Session(const Model& model, const Kernels& kernels, size_t threads, bool int8, size_t context)
+    : model_(sealed(model)),
+      config_(model.config()),
+      kernels_(kernels),
+      int8_(int8),
+      context_(within(context, config_.positions, "context")),
+      pool_(within(threads, kMostThreads, "threads")),
+      workers_(pool_.size()) {
+  const Config& c = config_;
+  const size_t q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
+  const std::vector<SetSize> sizes = set_sizes();
+  shared_ = make_view(sizes, kChunk);
+  for (size_t i = 0; i < workers_.size(); ++i) {
+    Worker& w = workers_[i];
+    w.thread = i;
+    w.own = make_view(sizes, kAlone);
+    w.normed = Buffer<float>(c.hidden);
+    w.scratch = Buffer<float>(attend_scratch(c.head_dim));
+    w.halves = Buffer<uint16_t>(c.head_dim);
+  }
+  angles_ = Buffer<float>(c.ropes.size() * kChunk * c.head_dim);
+  qkv_ = Buffer<float>(kChunk * (q + 2 * kv));
+  attended_ = Buffer<float>(kChunk * q);
+  gates_ = Buffer<float>(kChunk * c.intermediate);
+  up_ = Buffer<float>(kChunk * c.intermediate);
+  out_ = Buffer<float>(kChunk * c.hidden);
+  tokens_.reserve(kChunk), runs_.reserve(kChunk), wanted_.reserve(kChunk);
+  for (size_t i = 0; i < kChunk; ++i) every_.push_back(i);
+}
+
+// Sets are handed out in order as `prepare` does: one a column order among the matrices that multiply the same.
+std::vector<Session::SetSize> Session::set_sizes() const {
+  std::vector<SetSize> sizes;
+  const auto stage = [&](std::initializer_list<const Matrix*> matrices) {
+    std::vector<const Layout*> distinct;
+    for (const Matrix* m : matrices) {
+      const Layout& l = m->layout;
+      const auto same = [&](const Layout* other) { return other->same_columns(l); };
+      if (std::any_of(distinct.begin(), distinct.end(), same)) continue;
+      distinct.push_back(&l);
+      if (sizes.size() < distinct.size()) sizes.emplace_back();
+      SetSize& size = sizes[distinct.size() - 1];
+      size_t& most = quantizes(l) ? size.codes : size.values;
+      most = std::max(most, l.padded);
+      size.blocks = std::max(size.blocks, l.blocks);
+    }
+  };
+  for (size_t i = 0; i < config_.layers(); ++i) {
+    const auto of = [&](Model::MatrixRole role) { return &model_.matrix(i, role); };
+    stage({of(Model::kQ), of(Model::kK), of(Model::kV)});
+    stage({of(Model::kO)});
+    stage({of(Model::kGate), of(Model::kUp)});
+    stage({of(Model::kDown)});
+  }
+  stage({&model_.head()});
+  return sizes;
+}
+
+Session::View Session::make_view(const std::vector<SetSize>& sizes, size_t tokens) const {
+  View view;
+  view.x = Buffer<float>(tokens * config_.hidden);
+  for (const SetSize& size : sizes) {
+    Set set;
+    set.codes = Buffer<int8_t>(tokens * size.codes);
+    set.scales = Buffer<float>(tokens * size.blocks);
+    set.sums = Buffer<int32_t>(tokens * size.blocks);
+    set.values = Buffer<float>(tokens * size.values);
+    view.sets.push_back(std::move(set));
+  }
+  return view;
+}
+
+size_t Session::open() {
+  std::lock_guard<std::mutex> hold(mutex_);
+  slots_[opened_];
+  return opened_++;
+}
+
+void Session::close(size_t id) {
+  std::lock_guard<std::mutex> hold(mutex_);
+  require(slots_.erase(id) == 1, "the sequence is not open");
+}
+
+const Session::Slot& Session::slot(size_t id) const {
+  const auto found = slots_.find(id);
+  require(found != slots_.end(), "the sequence is not open");
+  return found->second;
+}
+
+size_t Session::length(size_t id) const {
+  std::lock_guard<std::mutex> hold(mutex_);
+  return slot(id).length;
+}
+
+void Session::truncate(size_t id, size_t length) {
+  std::lock_guard<std::mutex> hold(mutex_);
+  Slot& s = slot(id);
+  require(length <= s.length, "a sequence has no positions to forget there");
+  s.length = length;
+  s.blocks.resize(std::min(blocks_for(length), s.blocks.size()));
+  s.pointers.resize(s.blocks.size());
+}
+
+// Halves of `kPositions` positions, every layer's and every head's.
+size_t Session::block_size() const {
+  return config_.layers() * config_.kv_heads * kPositions * (config_.head_dim + padded_head(config_.head_dim));
+}
+
+size_t Session::kv_bytes() const {
+  std::lock_guard<std::mutex> hold(mutex_);
+  size_t blocks = 0;
+  for (const auto& entry : slots_) blocks += entry.second.blocks.size();
+  return blocks * block_size() * sizeof(uint16_t);
+}
+
+void Session::check(const std::vector<Feed>& feeds, size_t logits_size) const {
+  std::set<size_t> seen;
+  size_t count = 0, wanted = 0;
+  for (const Feed& feed : feeds) {
+    const size_t size = feed.tokens.size;
+    require(seen.insert(feed.slot).second, "a sequence stands twice in a step");
+    require(size >= 1 && size <= kChunk - count, "a step takes 1..." + std::to_string(kChunk) + " tokens");
+    require(feed.first <= size, "logits are wanted of tokens that do not come");
+    require(size <= context_ - slot(feed.slot).length, "the context is full");
+    for (size_t i = 0; i < size; ++i)
+      require(feed.tokens.data[i] >= 0 && size_t(feed.tokens.data[i]) < config_.vocab, "a token outside the vocabulary");
+    count += size;
+    wanted += size - feed.first;
+  }
+  require(logits_size == wanted * config_.vocab, "logits of the wrong size");
+}
+
+void Session::reserve(const std::vector<Feed>& feeds) {
+  for (const Feed& feed : feeds) {
+    Slot& s = slot(feed.slot);
+    const size_t blocks = blocks_for(s.length + feed.tokens.size);
+    s.pointers.reserve(blocks);
+    while (s.blocks.size() < blocks) {
+      s.blocks.emplace_back(block_size());
+      s.pointers.push_back(s.blocks.back().get());
+    }
+  }
+}
+
+void Session::step(const std::vector<Feed>& feeds, float* logits, size_t logits_size) {
+  std::lock_guard<std::mutex> hold(mutex_);
+  check(feeds, logits_size);
+  if (feeds.empty()) return;
+  reserve(feeds);
+  tokens_.clear(), runs_.clear(), wanted_.clear();
+  for (const Feed& feed : feeds) {
+    const Slot& s = slot(feed.slot);
+    runs_.push_back({&s, tokens_.size(), feed.tokens.size, feed.tokens.size - feed.first});
+    for (size_t i = 0; i < feed.tokens.size; ++i) {
+      if (i >= feed.first) wanted_.push_back(tokens_.size());
+      tokens_.push_back({feed.tokens.data[i], s.length + i, &s});
+    }
+  }
+  const auto work = [&](size_t thread) { compute(workers_[thread], logits); };
+  pool_.run(work);
+  for (const Feed& feed : feeds) slot(feed.slot).length += feed.tokens.size;
+}
+
+}  // namespace paretobit

@@ -1,0 +1,160 @@
+// Sequences being continued: their key-value caches, the threads, and the way through the decoder.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <initializer_list>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#include "kernels.h"
+#include "model.h"
+#include "pool.h"
+
+namespace paretobit {
+
+// Zeroed memory that starts a cache line; the system hands it out as it is touched.
+template <class T>
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(size_t size) : memory_(std::calloc(size + kLine / sizeof(T), sizeof(T))) {
+    if (!memory_) throw std::bad_alloc();
+  }
+  T* get() const {
+    const uintptr_t past = reinterpret_cast<uintptr_t>(memory_.get()) % kLine;
+    return static_cast<T*>(memory_.get()) + (kLine - past) % kLine / sizeof(T);
+  }
+
+ private:
+  static constexpr size_t kLine = 64;
+  struct Free {
+    void operator()(void* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<void, Free> memory_;
+};
+
+// New tokens of one sequence. Logits are wanted after tokens `first` and later; none where that is tokens.size.
+struct Feed {
+  size_t slot = 0;
+  Span<int32_t> tokens;
+  size_t first = 0;
+};
+
+class Session {
+ public:
+  static constexpr size_t kChunk = 64;  // most tokens of a step, all sequences together
+  static constexpr size_t kMostThreads = 1024;
+  static constexpr size_t kAlone = 2;  // tokens up to which every thread prepares its own copy of the activations
+
+  // The model is sealed and outlives the session. int8: activations in eight bits, otherwise float32; context: most
+  // positions of a sequence. Throws std::invalid_argument on what cannot be, std::bad_alloc.
+  Session(const Model& model, const Kernels& kernels, size_t threads, bool int8, size_t context);
+
+  size_t threads() const { return pool_.size(); }
+
+  // A new sequence; the other functions throw std::invalid_argument on one that is not open.
+  size_t open();
+  void close(size_t slot);
+  size_t length(size_t slot) const;
+  void truncate(size_t slot, size_t length);  // forgets the positions from `length` on
+  size_t kv_bytes() const;
+
+  // Appends tokens to sequences, each named at most once. logits: (tokens whose logits are wanted, vocab), in the order
+  // of `feeds`. Throws std::invalid_argument (tokens, context, sizes) and std::bad_alloc, and then has changed nothing.
+  void step(const std::vector<Feed>& feeds, float* logits, size_t logits_size);
+
+ private:
+  struct Slot {
+    size_t length = 0;
+    std::vector<Buffer<uint16_t>> blocks;
+    std::vector<const uint16_t*> pointers;
+  };
+  struct Token {
+    int32_t id;
+    size_t position;
+    const Slot* slot;
+  };
+  struct Run {  // a sequence's tokens of this step, and how many of the last have their logits wanted
+    const Slot* slot;
+    size_t first, count, wanted;
+  };
+  // Activations that a matrix multiplies, in eight bits or spread out.
+  struct Set {
+    Buffer<int8_t> codes;
+    Buffer<float> scales, values;
+    Buffer<int32_t> sums;
+  };
+  struct SetSize {
+    size_t codes = 0, blocks = 0, values = 0;
+  };
+  // The residual stream, and the sets made from it. With few tokens every thread keeps its own, so that none waits for
+  // another's; with many they share one.
+  struct View {
+    Buffer<float> x;  // (tokens, hidden)
+    std::vector<Set> sets;
+  };
+  struct Worker {
+    size_t thread;
+    View own;
+    Buffer<float> normed, scratch;
+    Buffer<uint16_t> halves;
+    View* view;
+    Span<size_t> active;  // tokens that go on: all of them, after the last layer's cache is filled the wanted ones
+    Inputs inputs[3];     // of the matrices of a stage
+  };
+
+  const Slot& slot(size_t id) const;
+  Slot& slot(size_t id) { return const_cast<Slot&>(static_cast<const Session*>(this)->slot(id)); }
+  size_t block_size() const;
+  std::vector<SetSize> set_sizes() const;
+  View make_view(const std::vector<SetSize>& sizes, size_t tokens) const;
+  void check(const std::vector<Feed>& feeds, size_t logits_size) const;
+  void reserve(const std::vector<Feed>& feeds);
+  bool quantizes(const Layout& layout) const { return int8_ && !is_float(layout.format); }
+
+  void compute(Worker& w, float* logits);
+  void compute_angles(Worker& w);
+  const float* enter(Worker& w, size_t i, const float* norm);
+  const float* advance(Worker& w, size_t i, const float* post_norm, const float* norm);
+  void project_heads(Worker& w, size_t layer);
+  void store_heads(Worker& w, size_t layer);
+  void attend(Worker& w, size_t layer);
+  void project_attended(Worker& w, size_t layer);
+  void project_gates(Worker& w, size_t layer);
+  void project_down(Worker& w, size_t layer);
+  void project_logits(Worker& w, float* logits);
+
+  template <class Source>
+  void prepare(Worker& w, std::initializer_list<const Matrix*> matrices, Source&& source);
+  void multiply(const Matrix& matrix, const float* bias, const Inputs& inputs, size_t first, size_t last, float* out,
+                size_t stride) const;
+
+  const Model& model_;
+  const Config& config_;
+  const Kernels& kernels_;
+  const bool int8_;
+  const size_t context_;
+  mutable std::mutex mutex_;
+  std::map<size_t, Slot> slots_;
+  size_t opened_ = 0;
+  Pool pool_;
+  std::vector<Worker> workers_;
+
+  // Of the step in progress.
+  std::vector<Token> tokens_;
+  std::vector<Run> runs_;
+  std::vector<size_t> every_, wanted_;  // indices into tokens_
+  View shared_;
+  Buffer<float> angles_;    // (ropes, tokens, 2, head_dim / 2): cosines, then sines
+  Buffer<float> qkv_;       // (tokens, heads + 2 kv_heads, head_dim)
+  Buffer<float> attended_;  // (active, heads, head_dim)
+  Buffer<float> gates_, up_;  // (active, intermediate)
+  Buffer<float> out_;         // (active, hidden): what attention or MLP adds to the stream
+};
+
+}  // namespace paretobit
