@@ -18,6 +18,8 @@ _HOMES = {
     "inspect_artifact": "paretobit.verbs.inspect",
     "merge": "paretobit.verbs.merge",
     "demo": "paretobit.verbs.demo",
+    "probe": "paretobit.verbs.probe",
+    "bench": "paretobit.verbs.bench",
     "open_model": "paretobit.checkpoint",
     "Artifact": "paretobit.artifact",
     "ParetobitError": "paretobit.errors",

@@ -1,31 +1,29 @@
 """How fast this machine reads memory and multiplies packed matrices: what decoding a token is measured against.
 
-Machines are noisy and one-sidedly so: each figure is the median of several runs, beside the best and the worst.
+Machines are noisy, and one-sidedly so: a figure is the median of several runs, shown beside the worst and the best.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from paretobit import hardware, native
-from paretobit.errors import ParetobitError
-from paretobit.scheme import parse
-from paretobit.sizes import parts
+from paretobit.scheme import Scheme, parse
+from paretobit.sizes import Part, parts
 
-READ_BYTES = 256 << 20  # in memory: most caches hold far less; where one holds more, twice what it holds
-MOST_READ_BYTES = 1 << 30
-MATRIX_BYTES = 192 << 20  # of codes; scales and zero points come on top
-COLUMNS = 2048
-SPARE = 4  # take at most one part in so many of the memory that is free
-MOST_RUNS = 1 << 20
+READ_BYTES, MOST_READ_BYTES = 256 << 20, 1 << 30
+MATRIX_BYTES = 192 << 20
+SPARE = 4  # one part in so many of the free memory is taken at most
+PAGE = 4096
+COLUMNS, TILE = 2048, 32  # of the matrices that are timed
+SLOW = 0.2  # seconds that one product may take
 SCHEMES = tuple(f"w{bits}{group}" for bits in ("1", "1.58", "2", "3", "4", "5", "6", "8") for group in ("", "g64"))
-SCHEMES += ("bf16",)
+SCHEMES = (*SCHEMES, "bf16")
 
 
 @dataclass(frozen=True)
@@ -47,50 +45,76 @@ class Spread:
         return asdict(self)
 
     def text(self, digits: int = 1) -> str:
-        """ "27.1 (25.0–27.9)": the median and the range."""
+        """The median and the range: "27.1 (25.0–27.9)"."""
         return f"{self.median:.{digits}f} ({self.least:.{digits}f}–{self.most:.{digits}f})"
 
 
-def read_bytes() -> int:
-    """Bytes to read for the speed of memory: far more than caches hold, little of what is free."""
+def memory_bytes() -> int:
+    """Bytes to read for the speed of memory: 256 MiB, or twice what the largest cache holds; little of what is free."""
     largest = max((cache.bytes for cache in hardware.caches()), default=0)
     wanted = min(max(READ_BYTES, 2 * largest), MOST_READ_BYTES)
     return max(1 << 20, min(wanted, hardware.memory_available() // SPARE))
 
 
 def core_cache_bytes() -> int:
-    """What the largest cache below the last level holds for one core; 256 KiB where the system does not tell."""
-    known = hardware.caches()
-    own = [cache.bytes // cache.shared_by for cache in known if cache.level < known[-1].level or len(known) == 1]
-    return max(own, default=256 << 10)
+    """A core's share of the second cache level, or of the first; 256 KiB where the system does not tell."""
+    near = (cache for cache in hardware.caches() if cache.level <= 2)
+    return max((cache.bytes // cache.shared_by for cache in near), default=256 << 10)
 
 
-def read_speed(threads: int, seconds: float = 0.25) -> Spread:
-    """GB/s that `threads` threads together read from memory in order, in runs that take about `seconds` in all.
+def read_speed(threads: int, limit: float = 0.25) -> Spread:
+    """GB/s that `threads` threads together read from memory in order, measured for `limit` seconds.
 
-    With the widest loads of this machine, whatever kernels are in use: what no reader can beat by much.
+    Raises ParetobitError where there are not so many threads to be had.
     """
-    nbytes = read_bytes()
-    return _read(nbytes, threads, seconds, 1)
+    return _speed(memory_bytes(), threads, limit)
 
 
-def cached_read_speed(threads: int, seconds: float = 0.05) -> Spread:
-    """The same from each core's own cache: every thread reads half of what that holds, over and over."""
-    nbytes = threads * max(4096, core_cache_bytes() // 2)
-    sweeps = max(1, (256 << 20) // nbytes)
-    return _read(nbytes, threads, seconds, sweeps)
+def cached_read_speed(threads: int, limit: float = 0.05) -> Spread:
+    """The same where every thread reads half of what its core's own cache holds, over and over."""
+    return _speed(threads * max(PAGE, core_cache_bytes() // 2), threads, limit)
 
 
-def _read(nbytes: int, threads: int, seconds: float, sweeps: int) -> Spread:
-    per_thread = nbytes // threads // 4096 * 4096
-    if per_thread == 0:
-        raise ParetobitError(f"{threads} threads have nothing to read", hint="ask for fewer threads")
-    read = native.read_seconds
-    (once,) = read(nbytes, threads, sweeps, 1)
-    runs = _repeats(once, seconds)
-    return Spread.of(per_thread * threads * sweeps / second / 1e9 for second in read(nbytes, threads, sweeps, runs))
+def _speed(nbytes: int, threads: int, limit: float) -> Spread:
+    whole = nbytes // threads // PAGE * PAGE * threads
+    return Spread.of(whole / seconds / 1e9 for seconds in native.read_seconds(whole, threads, limit))
 
 
-def _repeats(once: float, seconds: float) -> int:
-    """How often to repeat what takes `once` seconds: at least five times."""
-    return int(min(max(5, math.ceil(seconds / max(once, 1e-9))), MOST_RUNS))
+class Matrices:
+    """Random packed bytes, enough for a matrix of any scheme that fills MATRIX_BYTES or what memory allows.
+
+    One buffer serves all schemes: how long a product takes does not depend on the codes.
+    """
+
+    def __init__(self) -> None:
+        self.nbytes = max(1 << 20, min(MATRIX_BYTES, hardware.memory_available() // (2 * SPARE)))
+        block = np.random.default_rng(0).integers(0, 256, 1 << 20, np.uint8)
+        self._bytes = np.resize(block, self.nbytes)
+        self._halves = np.full(self.nbytes // 8, 0.01, np.float16)
+
+    def ns_per_weight(self, scheme: str, threads: int, limit: float = 0.1) -> tuple[float, float]:
+        """Median nanoseconds of wall time a weight takes in a matrix times one vector: read from memory, and from the
+        cores' own caches. Measured for about `limit` seconds each.
+
+        A product that would take longer than SLOW is made on fewer rows: it is not memory that it waits for.
+        """
+        made = parse(scheme)
+        step = TILE * threads
+        per_step = sum(part.nbytes for part in parts(made, (step, COLUMNS)))
+        cached = self._time(made, step * max(1, threads * core_cache_bytes() // 2 // per_step), threads, limit)
+        fits = self.nbytes // max(part.nbytes * self._share(part) for part in parts(made, (step, COLUMNS)))
+        quick = int(SLOW / (1e-9 * cached * step * COLUMNS))
+        return self._time(made, step * max(1, min(fits, quick)), threads, limit), cached
+
+    def _share(self, part: Part) -> int:
+        """How many times shorter the buffer for this part is."""
+        return 4 if part.suffix == ".scale" else 1
+
+    def _time(self, scheme: Scheme, rows: int, threads: int, limit: float) -> float:
+        arrays = {}
+        for part in parts(scheme, (rows, COLUMNS)):
+            halves = part.suffix == ".scale"
+            arrays[part.suffix] = self._halves[: part.nbytes // 2] if halves else self._bytes[: part.nbytes]
+        shape = (rows, COLUMNS)
+        found = native.multiply_seconds(scheme.weight, shape, arrays, threads=threads, limit=limit)
+        return 1e9 * statistics.median(found) / (rows * COLUMNS)
