@@ -8,6 +8,7 @@
 
 namespace paretobit {
 
+void define_model(nanobind::module_& m);
 void define_multiply(nanobind::module_& m);
 void define_probe(nanobind::module_& m);
 

@@ -1,5 +1,5 @@
-// The way of a step's tokens through the decoder. Every thread runs `compute`; barriers separate the stages. Threads
-// split rows of matrices, heads or tokens.
+// The way of a step's tokens through the decoder. Every thread runs `compute`; barriers separate the stages.
+// Threads split rows of matrices, heads or tokens.
 #include <algorithm>
 
 #include "angles.h"
@@ -12,13 +12,17 @@ struct Range {
   size_t first, last;
 };
 
-Range share(size_t count, size_t part, size_t parts) { return {count * part / parts, count * (part + 1) / parts}; }
+Range share(size_t count, size_t part, size_t parts) {
+  return {count * part / parts, count * (part + 1) / parts};
+}
 
 Range overlap(Range a, Range b) { return {std::max(a.first, b.first), std::min(a.last, b.last)}; }
 
 // Tiles of a matrix whose first byte lies in `bytes`, which counts from the matrix's own first.
 Range tiles_in(Range bytes, const Layout& l) {
-  const auto first_from = [&](size_t byte) { return std::min(l.tiles, (byte + l.tile_bytes - 1) / l.tile_bytes); };
+  const auto first_from = [&](size_t byte) {
+    return std::min(l.tiles, (byte + l.tile_bytes - 1) / l.tile_bytes);
+  };
   return {first_from(bytes.first), first_from(bytes.last)};
 }
 
@@ -100,8 +104,9 @@ void Session::prepare(Worker& w, std::initializer_list<const Matrix*> matrices, 
     while (s < sets && !layouts[s]->same_columns(l)) ++s;
     if (s == sets) layouts[sets++] = &l;
     const Set& set = w.view->sets[s];
-    w.inputs[matrix++] = quantizes(l) ? Inputs{w.active.size, nullptr, set.codes.get(), set.scales.get(), set.sums.get()}
-                                      : Inputs{w.active.size, set.values.get(), nullptr, nullptr, nullptr};
+    w.inputs[matrix++] =
+        quantizes(l) ? Inputs{w.active.size, nullptr, set.codes.get(), set.scales.get(), set.sums.get()}
+                     : Inputs{w.active.size, set.values.get(), nullptr, nullptr, nullptr};
   }
   const bool together = w.view == &shared_;
   const Range mine = together ? share(w.active.size, w.thread, pool_.size()) : Range{0, w.active.size};
@@ -122,8 +127,8 @@ void Session::prepare(Worker& w, std::initializer_list<const Matrix*> matrices, 
 
 // ---- matrices
 
-void Session::multiply(const Matrix& matrix, const float* bias, const Inputs& inputs, size_t first, size_t last,
-                       float* out, size_t stride) const {
+void Session::multiply(const Matrix& matrix, const float* bias, const Inputs& inputs, size_t first,
+                       size_t last, float* out, size_t stride) const {
   if (first >= last) return;
   kernels_.multiply(matrix, inputs, first, last, out, stride);
   if (!bias) return;
@@ -164,7 +169,8 @@ void Session::project_attended(Worker& w, size_t layer) {
   const Matrix& o = model_.matrix(layer, Model::kO);
   prepare(w, {&o}, [&](size_t i) { return attended_.get() + i * o.layout.columns; });
   const Range tiles = share(o.layout.tiles, w.thread, pool_.size());
-  multiply(o, model_.vector(layer, Model::kOBias), w.inputs[0], tiles.first, tiles.last, out_.get(), o.layout.rows);
+  multiply(o, model_.vector(layer, Model::kOBias), w.inputs[0], tiles.first, tiles.last, out_.get(),
+           o.layout.rows);
 }
 
 void Session::project_gates(Worker& w, size_t layer) {
@@ -176,7 +182,8 @@ void Session::project_gates(Worker& w, size_t layer) {
   const size_t rows = gate.layout.rows;
   const Range tiles = share(gate.layout.tiles, w.thread, pool_.size());
   if (tiles.first == tiles.last) return;
-  multiply(gate, model_.vector(layer, Model::kGateBias), w.inputs[0], tiles.first, tiles.last, gates_.get(), rows);
+  multiply(gate, model_.vector(layer, Model::kGateBias), w.inputs[0], tiles.first, tiles.last, gates_.get(),
+           rows);
   multiply(up, model_.vector(layer, Model::kUpBias), w.inputs[1], tiles.first, tiles.last, up_.get(), rows);
   const size_t first = tiles.first * kTile, count = std::min(tiles.last * kTile, rows) - first;
   for (size_t i = 0; i < w.active.size; ++i)
@@ -201,11 +208,12 @@ void Session::project_logits(Worker& w, float* logits) {
 
 // ---- attention
 
-// Norms and turns the heads of q and k, scales q, and moves k and v into the cache. Threads split heads first: positions
-// of one head lie side by side there.
+// Norms and turns the heads of q and k, scales q, and moves k and v into the cache. Threads split heads
+// first: positions of one head lie side by side there.
 void Session::store_heads(Worker& w, size_t layer) {
   const Config& c = config_;
-  const size_t d = c.head_dim, width = padded_head(d), heads = c.heads + 2 * c.kv_heads, count = tokens_.size();
+  const size_t d = c.head_dim, width = padded_head(d), heads = c.heads + 2 * c.kv_heads,
+               count = tokens_.size();
   const float* q_norm = model_.vector(layer, Model::kQNorm);
   const float* k_norm = model_.vector(layer, Model::kKNorm);
   const Range mine = share(heads * count, w.thread, pool_.size());
@@ -230,12 +238,14 @@ void Session::store_heads(Worker& w, size_t layer) {
       kernels_.to_half(x, keys + kPositions * d + at * width, d);
     } else {
       kernels_.to_half(x, w.halves.get(), d);
-      for (size_t channel = 0; channel < d; ++channel) keys[channel * kPositions + at] = w.halves.get()[channel];
+      for (size_t channel = 0; channel < d; ++channel)
+        keys[channel * kPositions + at] = w.halves.get()[channel];
     }
   }
 }
 
-// Threads split (key-value head, token, head of its group), so that a thread's queries share keys where they can.
+// Threads split (key-value head, token, head of its group), so that a thread's queries share keys where they
+// can.
 void Session::attend(Worker& w, size_t layer) {
   const Config& c = config_;
   const size_t d = c.head_dim, width = padded_head(d), q_size = c.heads * d, group = c.heads / c.kv_heads;

@@ -2,6 +2,7 @@
 #include "formats.inl"
 #include "multiply.inl"
 #include "inputs.inl"
+#include "layers.inl"
 #include "search.inl"
 #include "feedback.inl"
 #include "read.inl"

@@ -1,6 +1,6 @@
-// A fixed team of threads that runs one function together, with barriers in it. Waiting spins first, since the others
-// are usually a microsecond away, then offers its core to whoever needs it, then sleeps: an idle team costs nothing, and
-// a team larger than the machine is slow but gets there.
+// A fixed team of threads that runs one function together, with barriers in it. Waiting spins first, since
+// the others are usually a microsecond away, then offers its core to whoever needs it, then sleeps: an idle
+// team costs nothing, and a team larger than the machine is slow but gets there.
 #pragma once
 
 #include <atomic>
@@ -37,7 +37,8 @@ class Pool {
   Pool& operator=(const Pool&) = delete;
 
   ~Pool() {
-    if (process() != state_->owner) {  // a forked child has no workers to join, only traces of them: left alone
+    if (process() !=
+        state_->owner) {  // a forked child has no workers to join, only traces of them: left alone
       (void)state_.release();
       return;
     }
@@ -48,11 +49,12 @@ class Pool {
 
   size_t size() const { return state_->size; }
 
-  // Calls work(thread) once on every thread, the caller being 0; returns when all have. `work` must not throw. One caller
-  // at a time. Throws std::runtime_error in a forked child.
+  // Calls work(thread) once on every thread, the caller being 0; returns when all have. `work` must not
+  // throw. One caller at a time. Throws std::runtime_error in a forked child.
   template <class Work>
   void run(Work& work) {
-    if (process() != state_->owner) throw std::runtime_error("the threads of a session do not survive a fork");
+    if (process() != state_->owner)
+      throw std::runtime_error("the threads of a session do not survive a fork");
     state_->call = [](void* context, size_t thread) { (*static_cast<Work*>(context))(thread); };
     state_->context = &work;
     state_->barrier();
@@ -96,7 +98,9 @@ class Pool {
         // Whoever falls asleep says so before it looks at `round` a last time: one of the two sees the other.
         round.store(now + 1, std::memory_order_seq_cst);
         if (asleep.load(std::memory_order_seq_cst) > 0) {
-          { std::lock_guard<std::mutex> hold(mutex); }
+          {
+            std::lock_guard<std::mutex> hold(mutex);
+          }
           changed.notify_all();
         }
         return;

@@ -56,7 +56,8 @@ Session::Session(const Model& model, const Kernels& kernels, size_t threads, boo
   for (size_t i = 0; i < kChunk; ++i) every_.push_back(i);
 }
 
-// Sets are handed out in order as `prepare` does: one a column order among the matrices that multiply the same.
+// Sets are handed out in order as `prepare` does: one a column order among the matrices that multiply the
+// same.
 std::vector<Session::SetSize> Session::set_sizes() const {
   std::vector<SetSize> sizes;
   const auto stage = [&](std::initializer_list<const Matrix*> matrices) {
@@ -131,7 +132,8 @@ void Session::truncate(size_t id, size_t length) {
 
 // Halves of `kPositions` positions, every layer's and every head's.
 size_t Session::block_size() const {
-  return config_.layers() * config_.kv_heads * kPositions * (config_.head_dim + padded_head(config_.head_dim));
+  return config_.layers() * config_.kv_heads * kPositions *
+         (config_.head_dim + padded_head(config_.head_dim));
 }
 
 size_t Session::kv_bytes() const {
@@ -151,7 +153,8 @@ void Session::check(const std::vector<Feed>& feeds, size_t logits_size) const {
     require(feed.first <= size, "logits are wanted of tokens that do not come");
     require(size <= context_ - slot(feed.slot).length, "the context is full");
     for (size_t i = 0; i < size; ++i)
-      require(feed.tokens.data[i] >= 0 && size_t(feed.tokens.data[i]) < config_.vocab, "a token outside the vocabulary");
+      require(feed.tokens.data[i] >= 0 && size_t(feed.tokens.data[i]) < config_.vocab,
+              "a token outside the vocabulary");
     count += size;
     wanted += size - feed.first;
   }
@@ -184,7 +187,7 @@ void Session::step(const std::vector<Feed>& feeds, float* logits, size_t logits_
       tokens_.push_back({feed.tokens.data[i], s.length + i, &s});
     }
   }
-  const auto work = [&](size_t thread) { compute(workers_[thread], logits); };
+  auto work = [&](size_t thread) { compute(workers_[thread], logits); };
   pool_.run(work);
   for (const Feed& feed : feeds) slot(feed.slot).length += feed.tokens.size;
 }

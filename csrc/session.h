@@ -38,7 +38,8 @@ class Buffer {
   std::unique_ptr<void, Free> memory_;
 };
 
-// New tokens of one sequence. Logits are wanted after tokens `first` and later; none where that is tokens.size.
+// New tokens of one sequence. Logits are wanted after tokens `first` and later; none where that is
+// tokens.size.
 struct Feed {
   size_t slot = 0;
   Span<int32_t> tokens;
@@ -49,10 +50,11 @@ class Session {
  public:
   static constexpr size_t kChunk = 64;  // most tokens of a step, all sequences together
   static constexpr size_t kMostThreads = 1024;
-  static constexpr size_t kAlone = 2;  // tokens up to which every thread prepares its own copy of the activations
+  static constexpr size_t kAlone =
+      2;  // tokens up to which every thread prepares its own copy of the activations
 
-  // The model is sealed and outlives the session. int8: activations in eight bits, otherwise float32; context: most
-  // positions of a sequence. Throws std::invalid_argument on what cannot be, std::bad_alloc.
+  // The model is sealed and outlives the session. int8: activations in eight bits, otherwise float32;
+  // context: most positions of a sequence. Throws std::invalid_argument on what cannot be, std::bad_alloc.
   Session(const Model& model, const Kernels& kernels, size_t threads, bool int8, size_t context);
 
   size_t threads() const { return pool_.size(); }
@@ -64,8 +66,9 @@ class Session {
   void truncate(size_t slot, size_t length);  // forgets the positions from `length` on
   size_t kv_bytes() const;
 
-  // Appends tokens to sequences, each named at most once. logits: (tokens whose logits are wanted, vocab), in the order
-  // of `feeds`. Throws std::invalid_argument (tokens, context, sizes) and std::bad_alloc, and then has changed nothing.
+  // Appends tokens to sequences, each named at most once. logits: (tokens whose logits are wanted, vocab), in
+  // the order of `feeds`. Throws std::invalid_argument (tokens, context, sizes) and std::bad_alloc, and then
+  // has changed nothing.
   void step(const std::vector<Feed>& feeds, float* logits, size_t logits_size);
 
  private:
@@ -92,8 +95,8 @@ class Session {
   struct SetSize {
     size_t codes = 0, blocks = 0, values = 0;
   };
-  // The residual stream, and the sets made from it. With few tokens every thread keeps its own, so that none waits for
-  // another's; with many they share one.
+  // The residual stream, and the sets made from it. With few tokens every thread keeps its own, so that none
+  // waits for another's; with many they share one.
   struct View {
     Buffer<float> x;  // (tokens, hidden)
     std::vector<Set> sets;
@@ -104,8 +107,9 @@ class Session {
     Buffer<float> normed, scratch;
     Buffer<uint16_t> halves;
     View* view;
-    Span<size_t> active;  // tokens that go on: all of them, after the last layer's cache is filled the wanted ones
-    Inputs inputs[3];     // of the matrices of a stage
+    Span<size_t>
+        active;  // tokens that go on: all of them, after the last layer's cache is filled the wanted ones
+    Inputs inputs[3];  // of the matrices of a stage
   };
 
   const Slot& slot(size_t id) const;
@@ -131,8 +135,8 @@ class Session {
 
   template <class Source>
   void prepare(Worker& w, std::initializer_list<const Matrix*> matrices, Source&& source);
-  void multiply(const Matrix& matrix, const float* bias, const Inputs& inputs, size_t first, size_t last, float* out,
-                size_t stride) const;
+  void multiply(const Matrix& matrix, const float* bias, const Inputs& inputs, size_t first, size_t last,
+                float* out, size_t stride) const;
 
   const Model& model_;
   const Config& config_;
@@ -150,9 +154,9 @@ class Session {
   std::vector<Run> runs_;
   std::vector<size_t> every_, wanted_;  // indices into tokens_
   View shared_;
-  Buffer<float> angles_;    // (ropes, tokens, 2, head_dim / 2): cosines, then sines
-  Buffer<float> qkv_;       // (tokens, heads + 2 kv_heads, head_dim)
-  Buffer<float> attended_;  // (active, heads, head_dim)
+  Buffer<float> angles_;      // (ropes, tokens, 2, head_dim / 2): cosines, then sines
+  Buffer<float> qkv_;         // (tokens, heads + 2 kv_heads, head_dim)
+  Buffer<float> attended_;    // (active, heads, head_dim)
   Buffer<float> gates_, up_;  // (active, intermediate)
   Buffer<float> out_;         // (active, hidden): what attention or MLP adds to the stream
 };
