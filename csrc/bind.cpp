@@ -129,6 +129,8 @@ void define_feed_back(nb::module_& m) {
 
 }  // namespace
 
+void define_sampler(nb::module_& m);  // bind_sampler.cpp
+
 NB_MODULE(_native, m) {
   m.doc() = "paretobit's compiled part; use it through paretobit.native";
   const auto as_is = [](const char* name) { return nb::arg(name).noconvert(); };
@@ -145,4 +147,5 @@ NB_MODULE(_native, m) {
   paretobit::define_model(m);
   paretobit::define_multiply(m);
   paretobit::define_probe(m);
+  define_sampler(m);
 }

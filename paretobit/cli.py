@@ -6,7 +6,6 @@ import importlib
 import inspect
 import io
 import json
-import os
 import pkgutil
 import sys
 from typing import Any, get_args, get_type_hints
@@ -15,7 +14,7 @@ import click
 
 from paretobit import verbs
 from paretobit.errors import ParetobitError
-from paretobit.progress import leads
+from paretobit.progress import leads, write
 from paretobit.verbs.verb import Option, Verb
 
 MAX_LINE = 1500  # characters of an error before its hint
@@ -106,6 +105,8 @@ def _parameter(p: inspect.Parameter, hint: Any) -> click.Parameter:
 
 
 def _print(shown: object) -> None:
+    if shown is None:  # the verb has printed while it worked
+        return
     if not isinstance(shown, str):
         from rich.console import Console
 
@@ -113,7 +114,4 @@ def _print(shown: object) -> None:
         with console.capture() as captured:
             console.print(shown)
         shown = captured.get().rstrip("\n")
-    try:
-        print(shown, flush=True)
-    except BrokenPipeError:  # the work is done, and its reader has seen enough: `paretobit inspect OUT | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    write(shown + "\n")

@@ -168,6 +168,11 @@ def _timed(name: str, *arguments: Any) -> list[float]:
     return found
 
 
+def sampler(*settings: Any) -> Any:
+    """A compiled sampler; `runtime.sampler` says what its settings mean."""
+    return _module().Sampler(*settings)
+
+
 def _module() -> Any:
     try:
         from paretobit import _native

@@ -57,3 +57,18 @@ def say(line: str) -> None:
     """One line of log on stderr."""
     if leads():
         print(line, file=sys.stderr, flush=True)
+
+
+def write(text: str) -> bool:
+    """Data on stdout, at once. False when its reader has gone: `paretobit run … | head`; then nothing more gets out."""
+    try:
+        print(plain(text) if sys.stdout.isatty() else text, end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
+
+
+def plain(text: str) -> str:
+    """What a model or a file says, without the control characters that move a terminal's cursor or worse."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "" if c == "\r" else "\ufffd" for c in text)

@@ -122,6 +122,27 @@ class Tokenizer:
             raise ParetobitError(f"{wrong} is not a token id", hint="use this model's own tokens")
         return self._tokenizer.decode(ids, skip_special_tokens=skip_special)
 
+    def is_hidden(self, token: int) -> bool:
+        """Whether decode() leaves `token` out: it is special, or no token has this number."""
+        if self.text_of(token) is None:
+            return True
+        return not self.decode([token]) and self.decode([token], skip_special=False) != ""
+
+    def text_of(self, token: int) -> str | None:
+        """`token` as the vocabulary spells it, None where there is no such token."""
+        return self._tokenizer.id_to_token(token) if 0 <= token <= MAX_ID else None
+
+    def special(self, text: str) -> int | None:
+        """The special token that is spelled `text`, None where there is none: decode() would never show it."""
+        token = self._tokenizer.token_to_id(text)
+        return token if token is not None and self.is_hidden(token) else None
+
+    @cached_property
+    def decoder(self) -> Mapping[str, Any]:
+        """How tokens become text, as tokenizer.json has it; {} where they are put side by side with spaces."""
+        found = self._tokenizer.decoder
+        return {} if found is None else json.loads(found.__getstate__())
+
     def chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The prompt for `messages` ({"role": …, "content": …}), ready for the assistant's answer.
 
