@@ -125,8 +125,14 @@ def caches(root: Path = ROOT) -> tuple[Cache, ...]:
         match = re.fullmatch(r"([0-9]{1,12})([KMG]?)", size)
         if match and level.isdecimal() and kind in ("Data", "Unified"):
             nbytes = int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]]
-            found.append(Cache(int(level), kind.lower(), nbytes, _count(_text(folder / "shared_cpu_list"))))
+            found.append(Cache(int(level), kind.lower(), nbytes, _cpus(_text(folder / "shared_cpu_list"))))
     return tuple(sorted(found, key=lambda cache: cache.level))
+
+
+def _cpus(spelled: str) -> int:
+    """How many processors a list such as "0-3,8" names; at least one."""
+    ranges = [part.partition("-")[::2] for part in spelled.split(",")]
+    return max(1, sum(int(last or first) - int(first) + 1 for first, last in ranges if (first + last).isdecimal()))
 
 
 def profile_path() -> Path:
@@ -189,8 +195,8 @@ def _short(value: object) -> str:
 
 
 def _checked(facts: Mapping[str, Any], name: str, kind: type) -> Any:
-    value = facts.get(name)
-    if type(value) is not kind or (kind in (list, dict) and len(value) > MOST_ENTRIES):
+    value: Any = facts.get(name)
+    if type(value) is not kind or (isinstance(value, list | dict) and len(value) > MOST_ENTRIES):
         raise _Refused(f"{name} is {_short(value)}")
     return value
 
@@ -212,12 +218,18 @@ def _count_in(facts: Mapping[str, Any], name: str) -> int:
 def _cache(value: object) -> Cache:
     if not isinstance(value, dict):
         raise _Refused(f"a cache is {_short(value)}")
-    return Cache(*(_name(value, "kind") if f == "kind" else _count_in(value, f) for f in Cache.__dataclass_fields__))
+    counts = {name: _count_in(value, name) for name in ("level", "bytes", "shared_by")}
+    return Cache(kind=_name(value, "kind"), **counts)
 
 
 def _speeds(facts: Mapping[str, Any]) -> Speeds:
-    read = (_by_threads(facts, name) for name in ("read_gb_s", "best_read_gb_s", "cached_read_gb_s"))
-    return Speeds(*read, *(_by_scheme(facts, name) for name in ("ns_per_weight", "cached_ns_per_weight")))
+    return Speeds(
+        _by_threads(facts, "read_gb_s"),
+        _by_threads(facts, "best_read_gb_s"),
+        _by_threads(facts, "cached_read_gb_s"),
+        _by_scheme(facts, "ns_per_weight"),
+        _by_scheme(facts, "cached_ns_per_weight"),
+    )
 
 
 def _by_scheme(facts: Mapping[str, Any], name: str) -> dict[str, dict[int, float]]:

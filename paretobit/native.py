@@ -150,8 +150,8 @@ def multiply_seconds(
     """Seconds of products of a packed matrix with `count` vectors in int8 (floats: in float32), measured likewise.
 
     shape: (out, in); arrays: what a file holds, flat, by suffix as in `sizes.parts`: ".codes" uint8, ".scale" float16,
-    ".zero" uint8; of a float grid "" as uint8. Their values do not matter. Raises ParetobitError as `read_seconds` does,
-    and on arrays of the wrong size.
+    ".zero" uint8; of a float grid "" as uint8. Their values do not matter. Raises ParetobitError as `read_seconds`
+    does, and on arrays of the wrong size.
     """
     format = FORMATS[grid.kind if grid.kind in FLOATS else grid.levels]
     scale = arrays.get(".scale")

@@ -92,7 +92,7 @@ class Matrices:
         self._bytes = np.resize(block, self.nbytes)
         self._halves = np.full(self.nbytes // 8, 0.01, np.float16)
 
-    def ns_per_weight(self, scheme: str, threads: int, limit: float = 0.1) -> tuple[float, float]:
+    def ns_per_weight(self, scheme: str, threads: int, limit: float = 0.25) -> tuple[float, float]:
         """Median nanoseconds of wall time a weight takes in a matrix times one vector: read from memory, and from the
         cores' own caches. Measured for about `limit` seconds each.
 

@@ -188,9 +188,9 @@ def started(command: Sequence[str], stdout: int) -> Iterator[subprocess.Popen]:
             raise ParetobitError(f"{what} ended with {process.returncode}: {lines[-1]}", hint="run it by itself")
 
 
-def alternate(tasks: Sequence[Callable[[], float]], rounds: int) -> list[Spread]:
-    """Spreads of what each task returns, the tasks taking turns, after one turn each that does not count."""
+def alternate(tasks: Sequence[Callable[[], float]], rounds: int) -> list[list[float]]:
+    """What each task returns in `rounds` rounds, the tasks taking turns, after one turn each that does not count."""
     for task in tasks:
         task()
     values = [[task() for task in tasks] for _ in range(rounds)]
-    return [Spread.of(column) for column in zip(*values, strict=True)]
+    return [list(column) for column in zip(*values, strict=True)]

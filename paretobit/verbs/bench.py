@@ -137,6 +137,7 @@ def _remember(packed: Artifact, result: Bench) -> None:
     """Append the figures to the model's results; a folder that cannot be written only warns."""
     from paretobit import hardware
     from paretobit.artifact import RESULTS
+    from paretobit.reports.card import write_card
     from paretobit.reports.results import Result, append
 
     machine, rows = hardware.describe().hash, []
@@ -150,6 +151,7 @@ def _remember(packed: Artifact, result: Bench) -> None:
                 rows.append(Result(metric, found[metric], unit, n, None, packed.hash, machine, command))
     try:
         append(packed.folder / RESULTS, rows)
+        write_card(packed.folder)
     except ParetobitError as why:
         say(f"warning: the results are not kept: {why}")
 

@@ -46,8 +46,8 @@ def probe(
     with progress("probing", 2 * len(team) + len(ends) * len(speed.SCHEMES)) as advance:
         read, cached = {}, {}
         for threads in team:
-            read[threads] = speed.read_speed(threads)
-            cached[threads] = speed.cached_read_speed(threads)
+            read[threads] = speed.read_speed(threads, 1.0)
+            cached[threads] = speed.cached_read_speed(threads, 0.25)
             advance(2)
         matrices = speed.Matrices()
         memory: dict[str, dict[int, float]] = {scheme: {} for scheme in speed.SCHEMES}
