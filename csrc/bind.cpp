@@ -145,5 +145,6 @@ NB_MODULE(_native, m) {
   paretobit::define_layers(m);
   paretobit::define_model(m);
   paretobit::define_multiply(m);
+  paretobit::define_probe(m);
   paretobit::define_sampler(m);
 }

@@ -11,6 +11,7 @@ namespace paretobit {
 void define_layers(nanobind::module_& m);
 void define_model(nanobind::module_& m);
 void define_multiply(nanobind::module_& m);
+void define_probe(nanobind::module_& m);
 void define_sampler(nanobind::module_& m);
 
 namespace binding {
@@ -27,6 +28,12 @@ using Release = nb::call_guard<nb::gil_scoped_release>;
 
 inline void require(bool holds, const char* what) {
   if (!holds) throw std::invalid_argument(what);
+}
+
+// Of a measurement that goes on for `limit` seconds.
+inline void check_effort(size_t threads, double limit) {
+  require(threads >= 1 && threads <= 1024, "threads outside 1...1024");
+  require(limit >= 0 && limit <= 3600, "a limit outside 0...3600 seconds");
 }
 
 template <class A>

@@ -1,12 +1,16 @@
 // The matrix kernels by themselves, for tests and measurements; the session calls them without Python.
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "bind.h"
 #include "kernels.h"
+#include "probe.h"
 #include "threads.h"
 
 namespace nb = nanobind;
@@ -48,6 +52,29 @@ paretobit::Matrix checked(int format, size_t rows, size_t columns, size_t group,
   return m;
 }
 
+// Activations x (count, columns), as the kernels take them.
+struct Activations {
+  std::vector<float> values, scales;
+  std::vector<int8_t> codes;
+  std::vector<int32_t> sums;
+  Inputs inputs;
+
+  Activations(const Kernels& k, const Layout& l, const float* x, size_t count, bool fp32) {
+    inputs.count = count;
+    if (fp32 || is_float(l.format)) {
+      values.resize(count * l.padded);
+      for (size_t n = 0; n < count; ++n) k.spread(l, x + n * l.columns, values.data() + n * l.padded);
+      inputs.values = values.data();
+      return;
+    }
+    codes.resize(count * l.padded), scales.resize(count * l.blocks), sums.resize(count * l.blocks);
+    for (size_t n = 0; n < count; ++n)
+      k.quantize(l, x + n * l.columns, codes.data() + n * l.padded, scales.data() + n * l.blocks,
+                 sums.data() + n * l.blocks);
+    inputs.codes = codes.data(), inputs.scales = scales.data(), inputs.sums = sums.data();
+  }
+};
+
 void multiply(int format, size_t columns, size_t group, int twice_zero, Bytes<const uint8_t> codes,
               std::optional<Bytes<const uint16_t>> scale, std::optional<Bytes<const uint8_t>> zero,
               binding::Matrix<const float> x, binding::Matrix<float> out, bool fp32, const std::string& isa, int threads) {
@@ -55,25 +82,25 @@ void multiply(int format, size_t columns, size_t group, int twice_zero, Bytes<co
   const paretobit::Matrix m = checked(format, rows, columns, group, twice_zero, {codes, scale, zero});
   require(x.shape(1) == columns && out.shape(0) == count, "activations do not fit the matrix");
   const Kernels& k = kernels(isa);
-  const Layout& l = m.layout;
-  std::vector<float> values, scales(count * l.blocks);
-  std::vector<int8_t> quantized;
-  std::vector<int32_t> sums(count * l.blocks);
-  Inputs in;
-  in.count = count;
-  if (fp32 || is_float(l.format)) {
-    values.resize(count * l.padded);
-    for (size_t n = 0; n < count; ++n) k.spread(l, x.data() + n * columns, values.data() + n * l.padded);
-    in.values = values.data();
-  } else {
-    quantized.resize(count * l.padded);
-    for (size_t n = 0; n < count; ++n)
-      k.quantize(l, x.data() + n * columns, quantized.data() + n * l.padded, scales.data() + n * l.blocks,
-                 sums.data() + n * l.blocks);
-    in.codes = quantized.data(), in.scales = scales.data(), in.sums = sums.data();
-  }
-  parallel_rows(l.tiles, l.tile_bytes * (count + 1), threads,
-                [&](size_t first, size_t last) { k.multiply(m, in, first, last, out.data(), rows); });
+  const Activations in(k, m.layout, x.data(), count, fp32);
+  parallel_rows(m.layout.tiles, m.layout.tile_bytes * (count + 1), threads,
+                [&](size_t first, size_t last) { k.multiply(m, in.inputs, first, last, out.data(), rows); });
+}
+
+// How long a product with `count` activations takes. It does not depend on their values, nor on the codes.
+std::vector<double> time_multiply(int format, std::pair<size_t, size_t> shape, size_t group, int twice_zero,
+                                  Bytes<const uint8_t> codes, std::optional<Bytes<const uint16_t>> scale,
+                                  std::optional<Bytes<const uint8_t>> zero, size_t count, size_t threads, double limit,
+                                  const std::string& isa) {
+  check_effort(threads, limit);
+  require(count >= 1 && count <= 4096, "1 to 4096 activations");
+  const auto [rows, columns] = shape;
+  const paretobit::Matrix m = checked(format, rows, columns, group, twice_zero, {codes, scale, zero});
+  const Kernels& k = kernels(isa);
+  std::vector<float> x(count * columns), out(count * rows);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = float(i % 255) - 127;
+  const Activations in(k, m.layout, x.data(), count, false);
+  return multiply_seconds(k, m, in.inputs, out.data(), threads, limit);
 }
 
 void row(int format, size_t rows, size_t group, int twice_zero, Bytes<const uint8_t> codes,
@@ -99,6 +126,8 @@ void define_multiply(nb::module_& m) {
   const auto as_is = [](const char* name) { return nb::arg(name).noconvert(); };
   m.def("multiply", &multiply, "format"_a, "columns"_a, "group"_a, "twice_zero"_a, as_is("codes"), as_is("scale").none(),
         as_is("zero").none(), as_is("x"), as_is("out"), "fp32"_a, "isa"_a, "threads"_a, Release());
+  m.def("multiply_seconds", &time_multiply, "format"_a, "shape"_a, "group"_a, "twice_zero"_a, as_is("codes"),
+        as_is("scale").none(), as_is("zero").none(), "count"_a, "threads"_a, "limit"_a, "isa"_a, Release());
   m.def("row", &row, "format"_a, "rows"_a, "group"_a, "twice_zero"_a, as_is("codes"), as_is("scale").none(),
         as_is("zero").none(), "index"_a, as_is("out"), "isa"_a, Release());
   m.def("quantize", &quantize, "format"_a, "group"_a, as_is("x"), as_is("codes"), as_is("scales"), as_is("sums"), "isa"_a,

@@ -90,6 +90,8 @@ struct Kernels {
   void (*multiply)(const Matrix&, const Inputs& inputs, size_t first, size_t last, float* out, size_t stride);
   // One row, dequantized, (columns,): an embedding looked up.
   void (*row)(const Matrix&, size_t row, float* out);
+  // The exclusive or of all 64-bit words of `bytes`, a multiple of 512: memory read as fast as loads can take it.
+  uint64_t (*read_words)(const uint8_t* from, size_t bytes);
 
   // The rest of a decoder (layers.inl), each on `count` channels of one token unless said otherwise.
   // out = x / sqrt(mean x^2 + eps) * weight

@@ -6,3 +6,4 @@
 #include "layers.inl"
 #include "search.inl"
 #include "feedback.inl"
+#include "read.inl"

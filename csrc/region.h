@@ -43,7 +43,7 @@
 #define PARETOBIT_TEXT(...) #__VA_ARGS__
 
 // The file's table, which dispatch.cpp chooses among.
-#define PARETOBIT_TABLE(name)                                                                            \
-  extern const Kernels kKernels;                                                                         \
-  const Kernels kKernels{name,   search_rows, feed_back_rows<float>, feed_back_rows<double>, quantize,   \
-                         spread, multiply,    row, rms_norm, add, scale, gate, rotate, to_half, attend};
+#define PARETOBIT_TABLE(name)                                                                                    \
+  extern const Kernels kKernels;                                                                                 \
+  const Kernels kKernels{name,   search_rows, feed_back_rows<float>, feed_back_rows<double>, quantize, spread,   \
+                         multiply, row, read_words, rms_norm, add, scale, gate, rotate, to_half, attend};

@@ -18,6 +18,8 @@ _HOMES = {
     "inspect_artifact": "paretobit.verbs.inspect",
     "merge": "paretobit.verbs.merge",
     "demo": "paretobit.verbs.demo",
+    "probe": "paretobit.verbs.probe",
+    "bench": "paretobit.verbs.bench",
     "run": "paretobit.verbs.run",
     "chat": "paretobit.verbs.chat",
     "load": "paretobit.runtime.generate",

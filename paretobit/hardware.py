@@ -1,4 +1,7 @@
-"""What this process may use of this machine: instruction set, physical cores, memory, as cgroups allow."""
+"""What this process may use of this machine: instruction set, physical cores, memory, as cgroups allow.
+
+`paretobit probe` measures how fast it is and saves all of it as a profile: JSON, checked on the way in.
+"""
 
 from __future__ import annotations
 
@@ -6,40 +9,85 @@ import hashlib
 import json
 import os
 import platform
+import re
+import reprlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from paretobit.errors import ParetobitError
 from paretobit.native import isa
+from paretobit.scheme import parse
+from paretobit.work import cache_folder, disk_errors, parse_json, read_bytes, write_atomically
 
-__all__ = ["Hardware", "cores", "cpu_name", "describe", "isa", "memory_available", "memory_limit"]
+__all__ = [
+    "Cache", "Hardware", "Speeds", "caches", "cores", "cpu_name", "describe", "isa", "load_profile", "memory_available",
+    "memory_limit", "profile_path", "save_profile",
+]  # fmt: skip
 
 ROOT = Path("/")  # of /proc and /sys; tests give a made-up tree
+PROFILE_KIND, PROFILE_VERSION = "hardware", 1
+MOST_PROFILE_BYTES, MOST_ENTRIES = 1 << 20, 4096
+
+
+@dataclass(frozen=True)
+class Cache:
+    """One cache of the first processor. kind: "data" or "unified"; shared_by: logical processors that share it."""
+
+    level: int
+    kind: str
+    bytes: int
+    shared_by: int
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What `probe` measured, medians. Keys of the inner mappings are thread counts.
+
+    read_gb_s, best_read_gb_s, cached_read_gb_s: GB/s read in order, from memory (median, best) and from the cache that
+    is a core's own; ns_per_weight, cached_ns_per_weight: by scheme ("w4g64"), nanoseconds of wall time a weight takes
+    in a matrix times one vector, read from memory and from that cache.
+    """
+
+    read_gb_s: Mapping[int, float]
+    best_read_gb_s: Mapping[int, float]
+    cached_read_gb_s: Mapping[int, float]
+    ns_per_weight: Mapping[str, Mapping[int, float]]
+    cached_ns_per_weight: Mapping[str, Mapping[int, float]]
 
 
 @dataclass(frozen=True)
 class Hardware:
     """What speed and, across machines, the last bits of a result depend on.
 
-    isa: instruction set in use; cores: physical; cpu: its name; memory_bytes: what the process may take.
+    isa: instruction set in use; cores: physical; cpu: its name; memory_bytes: what the process may take; caches: data
+    caches from the first level on, as far as the system tells; speeds: None where nothing was measured.
     """
 
     isa: str
     cores: int
     cpu: str
     memory_bytes: int
+    caches: tuple[Cache, ...] = ()
+    speeds: Speeds | None = None
 
     @cached_property
     def hash(self) -> str:
-        """16 hex digits, equal on machines of one kind. Memory is left out: it varies from boot to boot."""
-        facts = asdict(self)
-        del facts["memory_bytes"]
+        """16 hex digits, equal on machines of one kind. Memory is left out, which varies from boot to boot, and so is
+        everything measured."""
+        facts = {"isa": self.isa, "cores": self.cores, "cpu": self.cpu}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        """The profile as `save_profile` writes it; speeds null where nothing was measured."""
+        return {"kind": PROFILE_KIND, "version": PROFILE_VERSION, **asdict(self), "hash": self.hash}
 
 
 def describe() -> Hardware:
     """This machine. Raises ParetobitError where PARETOBIT_ISA names what it does not have."""
-    return Hardware(isa(), cores(), cpu_name(), memory_limit())
+    return Hardware(isa(), cores(), cpu_name(), memory_limit(), caches())
 
 
 def cores(root: Path = ROOT) -> int:
@@ -67,6 +115,144 @@ def cpu_name(root: Path = ROOT) -> str:
         if line.startswith(("model name", "Model")):
             return line.split(":", 1)[-1].strip()
     return platform.machine()
+
+
+def caches(root: Path = ROOT) -> tuple[Cache, ...]:
+    """The first processor's data caches, smallest level first; empty where the system does not tell."""
+    found = []
+    for folder in (root / "sys/devices/system/cpu/cpu0/cache").glob("index[0-9]*"):
+        level, kind, size = (_text(folder / name) for name in ("level", "type", "size"))
+        match = re.fullmatch(r"([0-9]{1,12})([KMG]?)", size)
+        if match and level.isdecimal() and kind in ("Data", "Unified"):
+            nbytes = int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]]
+            found.append(Cache(int(level), kind.lower(), nbytes, _cpus(_text(folder / "shared_cpu_list"))))
+    return tuple(sorted(found, key=lambda cache: cache.level))
+
+
+def _cpus(spelled: str) -> int:
+    """How many processors a list such as "0-3,8" names; at least one."""
+    ranges = [part.partition("-")[::2] for part in spelled.split(",")]
+    return max(1, sum(int(last or first) - int(first) + 1 for first, last in ranges if (first + last).isdecimal()))
+
+
+def profile_path() -> Path:
+    """Where the profile of the machine in use is kept: PARETOBIT_ISA, more cores or another machine give another."""
+    return cache_folder() / f"hardware-{Hardware(isa(), cores(), cpu_name(), 0).hash}.json"
+
+
+def save_profile(hardware: Hardware, path: Path | None = None) -> Path:
+    """Write `hardware` as JSON to `path` (default: `profile_path()`); returns the path.
+
+    Raises ParetobitError where it cannot be written.
+    """
+    path = profile_path() if path is None else path
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, (json.dumps(hardware.to_json(), indent=1) + "\n").encode())
+    return path
+
+
+def load_profile(path: Path | None = None) -> Hardware | None:
+    """The profile at `path`, or this machine's own, None where that has not been made yet.
+
+    Raises ParetobitError naming the file and the field on anything that save_profile would not write.
+    """
+    if path is None:
+        path = profile_path()
+        if not path.exists():
+            return None
+    return read_profile(read_bytes(path, MOST_PROFILE_BYTES), str(path))
+
+
+def read_profile(text: str | bytes, source: str) -> Hardware:
+    """Parse and validate a profile. Raises ParetobitError naming `source` and the field."""
+    facts = parse_json(text, source)
+    if (facts.get("kind"), facts.get("version")) != (PROFILE_KIND, PROFILE_VERSION):
+        raise _bad(source, f"kind {_short(facts.get('kind'))}, version {_short(facts.get('version'))}")
+    try:
+        return Hardware(
+            isa=_name(facts, "isa"),
+            cores=_count_in(facts, "cores"),
+            cpu=_name(facts, "cpu"),
+            memory_bytes=_count_in(facts, "memory_bytes"),
+            caches=tuple(_cache(value) for value in _checked(facts, "caches", list)),
+            speeds=None if facts.get("speeds") is None else _speeds(_checked(facts, "speeds", dict)),
+        )
+    except _Refused as why:
+        raise _bad(source, str(why)) from None
+
+
+class _Refused(Exception):
+    """What is wrong with a field."""
+
+
+def _bad(source: str, what: str) -> ParetobitError:
+    return ParetobitError(f"{source} is not a hardware profile: {what}", hint="make one with paretobit probe")
+
+
+def _short(value: object) -> str:
+    return reprlib.repr(value)
+
+
+def _checked(facts: Mapping[str, Any], name: str, kind: type) -> Any:
+    value: Any = facts.get(name)
+    if type(value) is not kind or (isinstance(value, list | dict) and len(value) > MOST_ENTRIES):
+        raise _Refused(f"{name} is {_short(value)}")
+    return value
+
+
+def _name(facts: Mapping[str, Any], name: str) -> str:
+    value: str = _checked(facts, name, str)
+    if not value.isprintable() or len(value) > 200:
+        raise _Refused(f"{name} is {_short(value)}")
+    return value
+
+
+def _count_in(facts: Mapping[str, Any], name: str) -> int:
+    value: int = _checked(facts, name, int)
+    if not 1 <= value < 1 << 60:
+        raise _Refused(f"{name} is {_short(value)}")
+    return value
+
+
+def _cache(value: object) -> Cache:
+    if not isinstance(value, dict):
+        raise _Refused(f"a cache is {_short(value)}")
+    counts = {name: _count_in(value, name) for name in ("level", "bytes", "shared_by")}
+    return Cache(kind=_name(value, "kind"), **counts)
+
+
+def _speeds(facts: Mapping[str, Any]) -> Speeds:
+    return Speeds(
+        _by_threads(facts, "read_gb_s"),
+        _by_threads(facts, "best_read_gb_s"),
+        _by_threads(facts, "cached_read_gb_s"),
+        _by_scheme(facts, "ns_per_weight"),
+        _by_scheme(facts, "cached_ns_per_weight"),
+    )
+
+
+def _by_scheme(facts: Mapping[str, Any], name: str) -> dict[str, dict[int, float]]:
+    table = _checked(facts, name, dict)
+    for spelled in table:
+        try:
+            known = len(spelled) < 40 and parse(spelled)
+        except ParetobitError:
+            known = False
+        if not known:
+            raise _Refused(f"{name} holds {_short(spelled)}, which is no scheme")
+    return {spelled: _by_threads(table, spelled) for spelled in table}
+
+
+def _by_threads(facts: Mapping[str, Any], name: str) -> dict[int, float]:
+    found = {}
+    for threads, value in _checked(facts, name, dict).items():
+        if not re.fullmatch(r"[1-9][0-9]{0,5}", threads):
+            raise _Refused(f"{name} holds {_short(threads)}, which is no number of threads")
+        if type(value) not in (int, float) or not 0 < value < 1e12:
+            raise _Refused(f"{name} of {threads} threads is {_short(value)}")
+        found[int(threads)] = float(value)
+    return found
 
 
 def _cpu_quota(root: Path) -> float | None:

@@ -7,7 +7,7 @@ compare the two.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,12 @@ import numpy as np
 from paretobit import packing, scales
 from paretobit.errors import ParetobitError
 from paretobit.qtensor import QTensor
-from paretobit.scheme import Grid
+from paretobit.scheme import FLOATS, Grid
 
 ISA_VARIABLE = "PARETOBIT_ISA"
 ZERO_KINDS = {"stored": 0, "twos": 1, "mid": 2}
+# Levels or float kind -> the format's number in csrc/matrix.h.
+FORMATS: dict[object, int] = {name: i for i, name in enumerate((2, 3, 4, 8, 16, 32, 64, 255, "fp16", "bf16", "fp32"))}
 
 
 def available() -> tuple[str, ...]:
@@ -130,6 +132,40 @@ def feed_back(
     at = (zero if stored else None, 0.0 if stored else float(zero), group_of, levels, codes, errors, moved)
     _call("feed_back", rest, start, upper, pull, scale, *at, isa(), _threads(threads))
     return errors, moved
+
+
+def read_seconds(nbytes: int, threads: int, limit: float) -> list[float]:
+    """Seconds in which `threads` threads together read `nbytes` of memory in order: at least three measurements, as
+    many as fit into `limit` seconds.
+
+    With the widest loads of this machine, whatever PARETOBIT_ISA says. Raises ParetobitError where there is no room
+    for so much memory or so many threads.
+    """
+    return _timed("read_seconds", nbytes, threads, limit, available()[0])
+
+
+def multiply_seconds(
+    grid: Grid, shape: tuple[int, int], arrays: Mapping[str, np.ndarray], *, threads: int, limit: float, count: int = 1
+) -> list[float]:
+    """Seconds of products of a packed matrix with `count` vectors in int8 (floats: in float32), measured likewise.
+
+    shape: (out, in); arrays: what a file holds, flat, by suffix as in `sizes.parts`: ".codes" uint8, ".scale" float16,
+    ".zero" uint8; of a float grid "" as uint8. Their values do not matter. Raises ParetobitError as `read_seconds`
+    does, and on arrays of the wrong size.
+    """
+    format = FORMATS[grid.kind if grid.kind in FLOATS else grid.levels]
+    scale = arrays.get(".scale")
+    at = (format, shape, min(grid.group or shape[1], shape[1]), round(2 * grid.offset) if scale is not None else 0)
+    stored = (arrays[".codes" if scale is not None else ""], None if scale is None else _words(scale))
+    return _timed("multiply_seconds", *at, *stored, arrays.get(".zero"), count, threads, limit, isa())
+
+
+def _timed(name: str, *arguments: Any) -> list[float]:
+    try:
+        found: list[float] = getattr(_module(), name)(*arguments)
+    except (ValueError, RuntimeError, MemoryError) as why:
+        raise ParetobitError(f"cannot measure: {why or 'not enough memory'}", hint="ask for fewer threads") from None
+    return found
 
 
 def sampler(*settings: Any) -> Any:

@@ -206,6 +206,13 @@ def disk_errors(what: Path) -> Iterator[None]:
         raise ParetobitError(f"{why.filename or what}: {reason}", hint=hint) from why
 
 
+def cache_folder() -> Path:
+    """Where fetched models and measurements stay: $PARETOBIT_CACHE, or paretobit/ in the user's cache folder."""
+    if own := os.environ.get("PARETOBIT_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paretobit"
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write beside, fsync, rename: a reader sees the old file or the new one, never half."""
     beside = path.with_name(path.name + PARTIAL)

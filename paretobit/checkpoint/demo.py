@@ -25,7 +25,7 @@ from paretobit.checkpoint.base import hash_files
 from paretobit.checkpoint.gguf import GgufCheckpoint
 from paretobit.errors import ParetobitError
 from paretobit.progress import say
-from paretobit.work import disk_errors, sync
+from paretobit.work import cache_folder, disk_errors, sync
 
 PREFIX = "demo:"
 PIECE = 1 << 20
@@ -101,13 +101,6 @@ class DemoCheckpoint(GgufCheckpoint):
             )
         super().__init__(fetch(DEMOS[key], cache_folder()), name)
         self.__dict__["hash"] = DEMOS[key].sha256  # fetch() has just verified it
-
-
-def cache_folder() -> Path:
-    """Where fetched models stay: $PARETOBIT_CACHE, or paretobit/ in the user's cache folder."""
-    if own := os.environ.get("PARETOBIT_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paretobit"
 
 
 def fetch(demo: Demo, folder: Path) -> Path:

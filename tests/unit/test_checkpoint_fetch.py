@@ -20,9 +20,10 @@ from checkpoints import tiny_gguf, tiny_llama_folder
 
 from paretobit.checkpoint import demo as demo_module
 from paretobit.checkpoint import open_model
-from paretobit.checkpoint.demo import DEMOS, Demo, Part, cache_folder, fetch
+from paretobit.checkpoint.demo import DEMOS, Demo, Part, fetch
 from paretobit.errors import ParetobitError
 from paretobit.runtime.tokenizer import Tokenizer
+from paretobit.work import cache_folder
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,0 +1,120 @@
+"""How fast this machine reads memory and multiplies packed matrices: what decoding a token is measured against.
+
+Machines are noisy, and one-sidedly so: a figure is the median of several runs, shown beside the worst and the best.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from paretobit import hardware, native
+from paretobit.scheme import Scheme, parse
+from paretobit.sizes import Part, parts
+
+READ_BYTES, MOST_READ_BYTES = 256 << 20, 1 << 30
+MATRIX_BYTES = 192 << 20
+SPARE = 4  # one part in so many of the free memory is taken at most
+PAGE = 4096
+COLUMNS, TILE = 2048, 32  # of the matrices that are timed
+SLOW = 0.2  # seconds that one product may take
+SCHEMES = tuple(f"w{bits}{group}" for bits in ("1", "1.58", "2", "3", "4", "5", "6", "8") for group in ("", "g64"))
+SCHEMES = (*SCHEMES, "bf16")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Several measurements of one quantity, in its unit."""
+
+    median: float
+    least: float
+    most: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """Of at least one value."""
+        found = sorted(values)
+        return cls(statistics.median(found), found[0], found[-1], len(found))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def text(self, digits: int = 1) -> str:
+        """The median and the range: "27.1 (25.0–27.9)"."""
+        return f"{self.median:.{digits}f} ({self.least:.{digits}f}–{self.most:.{digits}f})"
+
+
+def memory_bytes() -> int:
+    """Bytes to read for the speed of memory: 256 MiB, or twice what the largest cache holds; little of what is free."""
+    largest = max((cache.bytes for cache in hardware.caches()), default=0)
+    wanted = min(max(READ_BYTES, 2 * largest), MOST_READ_BYTES)
+    return max(1 << 20, min(wanted, hardware.memory_available() // SPARE))
+
+
+def core_cache_bytes() -> int:
+    """A core's share of the second cache level, or of the first; 256 KiB where the system does not tell."""
+    near = (cache for cache in hardware.caches() if cache.level <= 2)
+    return max((cache.bytes // cache.shared_by for cache in near), default=256 << 10)
+
+
+def read_speed(threads: int, limit: float = 0.25) -> Spread:
+    """GB/s that `threads` threads together read from memory in order, measured for `limit` seconds.
+
+    Raises ParetobitError where there are not so many threads to be had.
+    """
+    return _speed(memory_bytes(), threads, limit)
+
+
+def cached_read_speed(threads: int, limit: float = 0.05) -> Spread:
+    """The same where every thread reads half of what its core's own cache holds, over and over."""
+    return _speed(threads * max(PAGE, core_cache_bytes() // 2), threads, limit)
+
+
+def _speed(nbytes: int, threads: int, limit: float) -> Spread:
+    whole = nbytes // threads // PAGE * PAGE * threads
+    return Spread.of(whole / seconds / 1e9 for seconds in native.read_seconds(whole, threads, limit))
+
+
+class Matrices:
+    """Random packed bytes, enough for a matrix of any scheme that fills MATRIX_BYTES or what memory allows.
+
+    One buffer serves all schemes: how long a product takes does not depend on the codes.
+    """
+
+    def __init__(self) -> None:
+        self.nbytes = max(1 << 20, min(MATRIX_BYTES, hardware.memory_available() // (2 * SPARE)))
+        block = np.random.default_rng(0).integers(0, 256, 1 << 20, np.uint8)
+        self._bytes = np.resize(block, self.nbytes)
+        self._halves = np.full(self.nbytes // 8, 0.01, np.float16)
+
+    def ns_per_weight(self, scheme: str, threads: int, limit: float = 0.25) -> tuple[float, float]:
+        """Median nanoseconds of wall time a weight takes in a matrix times one vector: read from memory, and from the
+        cores' own caches. Measured for about `limit` seconds each.
+
+        A product that would take longer than SLOW is made on fewer rows: it is not memory that it waits for.
+        """
+        made = parse(scheme)
+        step = TILE * threads
+        per_step = sum(part.nbytes for part in parts(made, (step, COLUMNS)))
+        cached = self._time(made, step * max(1, threads * core_cache_bytes() // 2 // per_step), threads, limit)
+        fits = self.nbytes // max(part.nbytes * self._share(part) for part in parts(made, (step, COLUMNS)))
+        quick = int(SLOW / (1e-9 * cached * step * COLUMNS))
+        return self._time(made, step * max(1, min(fits, quick)), threads, limit), cached
+
+    def _share(self, part: Part) -> int:
+        """How many times shorter the buffer for this part is."""
+        return 4 if part.suffix == ".scale" else 1
+
+    def _time(self, scheme: Scheme, rows: int, threads: int, limit: float) -> float:
+        arrays = {}
+        for part in parts(scheme, (rows, COLUMNS)):
+            halves = part.suffix == ".scale"
+            arrays[part.suffix] = self._halves[: part.nbytes // 2] if halves else self._bytes[: part.nbytes]
+        shape = (rows, COLUMNS)
+        found = native.multiply_seconds(scheme.weight, shape, arrays, threads=threads, limit=limit)
+        return 1e9 * statistics.median(found) / (rows * COLUMNS)
