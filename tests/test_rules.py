@@ -21,7 +21,7 @@ LAYERS = [
     {"errors", "scheme", "progress"},
     {"qtensor", "work"},
     {"native", "packing", "scales", "tensorfile"},
-    {"arch", "hardware", "sizes"},
+    {"arch", "hardware", "sizes", "speed"},
     {"checkpoint", "planfile"},
     {"solve", "artifact"},
     {"exporters", "runtime", "evals", "reports"},
@@ -106,7 +106,7 @@ def test_python_files_and_functions_are_short(path: Path) -> None:
 def test_native_files_are_short(path: Path) -> None:
     text = path.read_text()
     assert text.count("\n") < 600
-    assert re.fullmatch(r"bind(_\w+)?\.cpp", path.name) or not re.search(r"nanobind|Python\.h", text), (
+    assert re.fullmatch(r"bind(_\w+)?\.(cpp|h)", path.name) or not re.search(r"nanobind|Python\.h", text), (
         f"{path} knows Python"
     )
 
