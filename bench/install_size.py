@@ -2,8 +2,8 @@
 
     python -m bench.install_size [--wheel FILE]
 
-pip resolves and downloads in a fresh virtual environment, for this interpreter and machine. Without --wheel the
-project is built first, from the repository's root.
+pip resolves and downloads in a fresh virtual environment, for this interpreter and machine. Without --wheel the project
+is built first, from the repository's root.
 """
 
 from __future__ import annotations

@@ -167,8 +167,9 @@ def load_profile(path: Path | None = None) -> Hardware | None:
 def read_profile(text: str | bytes, source: str) -> Hardware:
     """Parse and validate a profile. Raises ParetobitError naming `source` and the field."""
     facts = parse_json(text, source)
-    if (facts.get("kind"), facts.get("version")) != (PROFILE_KIND, PROFILE_VERSION):
-        raise _bad(source, f"kind {_short(facts.get('kind'))}, version {_short(facts.get('version'))}")
+    version = facts.get("version")
+    if facts.get("kind") != PROFILE_KIND or type(version) is not int or version != PROFILE_VERSION:
+        raise _bad(source, f"kind {_short(facts.get('kind'))}, version {_short(version)}")
     try:
         return Hardware(
             isa=_name(facts, "isa"),

@@ -14,7 +14,7 @@ import numpy as np
 
 from paretobit import hardware, native
 from paretobit.scheme import Scheme, parse
-from paretobit.sizes import Part, parts
+from paretobit.sizes import parts
 
 READ_BYTES, MOST_READ_BYTES = 256 << 20, 1 << 30
 MATRIX_BYTES = 192 << 20
@@ -83,14 +83,16 @@ def _speed(nbytes: int, threads: int, limit: float) -> Spread:
 class Matrices:
     """Random packed bytes, enough for a matrix of any scheme that fills MATRIX_BYTES or what memory allows.
 
-    One buffer serves all schemes: how long a product takes does not depend on the codes.
+    One buffer serves all schemes: how long a product takes does not depend on the codes. threads: the most that will
+    share a product; there is at least a tile of the widest scheme for each.
     """
 
-    def __init__(self) -> None:
-        self.nbytes = max(1 << 20, min(MATRIX_BYTES, hardware.memory_available() // (2 * SPARE)))
+    def __init__(self, threads: int) -> None:
+        least = max(1 << 20, threads * parts(parse("bf16"), (TILE, COLUMNS))[0].nbytes)
+        self.nbytes = max(least, min(MATRIX_BYTES, hardware.memory_available() // (2 * SPARE)))
         block = np.random.default_rng(0).integers(0, 256, 1 << 20, np.uint8)
         self._bytes = np.resize(block, self.nbytes)
-        self._halves = np.full(self.nbytes // 8, 0.01, np.float16)
+        self._halves = np.full(self.nbytes // 8, 0.01, np.float16)  # a quarter of the bytes
 
     def ns_per_weight(self, scheme: str, threads: int, limit: float = 0.25) -> tuple[float, float]:
         """Median nanoseconds of wall time a weight takes in a matrix times one vector: read from memory, and from the
@@ -100,15 +102,12 @@ class Matrices:
         """
         made = parse(scheme)
         step = TILE * threads
-        per_step = sum(part.nbytes for part in parts(made, (step, COLUMNS)))
-        cached = self._time(made, step * max(1, threads * core_cache_bytes() // 2 // per_step), threads, limit)
-        fits = self.nbytes // max(part.nbytes * self._share(part) for part in parts(made, (step, COLUMNS)))
+        found = parts(made, (step, COLUMNS))
+        fits = self.nbytes // max(part.nbytes * (4 if part.suffix == ".scale" else 1) for part in found)
+        near = threads * core_cache_bytes() // 2 // sum(part.nbytes for part in found)
+        cached = self._time(made, step * max(1, min(fits, near)), threads, limit)
         quick = int(SLOW / (1e-9 * cached * step * COLUMNS))
         return self._time(made, step * max(1, min(fits, quick)), threads, limit), cached
-
-    def _share(self, part: Part) -> int:
-        """How many times shorter the buffer for this part is."""
-        return 4 if part.suffix == ".scale" else 1
 
     def _time(self, scheme: Scheme, rows: int, threads: int, limit: float) -> float:
         arrays = {}

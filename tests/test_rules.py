@@ -21,7 +21,7 @@ LAYERS = [
     {"errors", "scheme", "progress"},
     {"qtensor", "work"},
     {"native", "packing", "scales", "tensorfile"},
-    {"arch", "hardware", "sizes"},
+    {"arch", "hardware", "sizes", "speed"},
     {"checkpoint", "planfile"},
     {"solve", "artifact"},
     {"exporters", "runtime", "evals", "reports"},

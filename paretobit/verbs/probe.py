@@ -49,7 +49,7 @@ def probe(
             read[threads] = speed.read_speed(threads, 1.0)
             cached[threads] = speed.cached_read_speed(threads, 0.25)
             advance(2)
-        matrices = speed.Matrices()
+        matrices = speed.Matrices(machine.cores)
         memory: dict[str, dict[int, float]] = {scheme: {} for scheme in speed.SCHEMES}
         near: dict[str, dict[int, float]] = {scheme: {} for scheme in speed.SCHEMES}
         for threads in ends:

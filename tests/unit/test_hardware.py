@@ -1,12 +1,15 @@
-"""Cores and memory as made-up trees of /proc and /sys report them."""
+"""Cores, caches and memory as made-up trees of /proc and /sys report them; profiles that nobody vouches for."""
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from paretobit import hardware, native
+from paretobit.errors import ParetobitError
+from paretobit.hardware import Cache, Hardware, Speeds
 
 GIB = 1 << 30
 
@@ -102,3 +105,130 @@ def test_the_hash_tells_machines_apart_but_not_their_free_memory(monkeypatch):
         assert dataclasses.replace(this, **change).hash != this.hash
     # 16 hex digits of the SHA-256 of {"cores": 2, "cpu": "x", "isa": "avx2"}: the same on every run
     assert hardware.Hardware("avx2", 2, "x", 3).hash == "0aea27c99145957e"
+
+
+def cache(root: Path, index: str, **fields: str) -> None:
+    for name, value in fields.items():
+        write(root, f"sys/devices/system/cpu/cpu0/cache/{index}/{name}", value + "\n")
+
+
+def test_caches(root):
+    cache(root, "index3", level="3", type="Unified", size="36864K", shared_cpu_list="0-7,16-23")
+    cache(root, "index0", level="1", type="Data", size="48K", shared_cpu_list="0,16")
+    cache(root, "index1", level="1", type="Instruction", size="32K", shared_cpu_list="0,16")
+    cache(root, "index2", level="2", type="Unified", size="2M", shared_cpu_list="0")
+    assert hardware.caches(root) == (
+        Cache(1, "data", 48 << 10, 2), Cache(2, "unified", 2 << 20, 1), Cache(3, "unified", 36 << 20, 16),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"level": "1", "type": "Data"},
+        {"level": "one", "type": "Data", "size": "1K"},
+        {"level": "1", "type": "Data", "size": "1KB"},
+        {"level": "1", "type": "Data", "size": "-1K"},
+        {"level": "1", "type": "Data", "size": "9" * 40},
+    ],
+)
+def test_caches_that_make_no_sense_are_left_out(root, fields):
+    cache(root, "index0", **fields)
+    assert hardware.caches(root) == ()
+
+
+@pytest.mark.parametrize(("spelled", "cpus"), [("", 1), ("x", 1), ("3-1", 1), ("0-3,8", 5), ("7", 1), ("0-", 1)])
+def test_shared_processors(root, spelled, cpus):
+    cache(root, "index0", level="2", type="Unified", size="1M", shared_cpu_list=spelled)
+    assert hardware.caches(root) == (Cache(2, "unified", 1 << 20, cpus),)
+
+
+BY_THREADS = {1: 12.5, 2: 24.0}
+SPEEDS = Speeds(BY_THREADS, {1: 13.0, 2: 25.5}, {1: 130.0}, {"w4g64": BY_THREADS}, {"w1.58": {1: 0.01}, "bf16": {}})
+PROFILE = Hardware("avx2", 2, "x", 3, (Cache(1, "data", 32768, 2),), SPEEDS)
+
+
+def test_a_profile_comes_back(tmp_path, monkeypatch):
+    assert hardware.load_profile(hardware.save_profile(PROFILE, tmp_path / "new" / "p.json")) == PROFILE
+    bare = dataclasses.replace(PROFILE, speeds=None, caches=())
+    assert hardware.load_profile(hardware.save_profile(bare, tmp_path / "bare.json")) == bare
+    assert json.loads((tmp_path / "bare.json").read_text())["speeds"] is None
+
+
+def test_what_was_measured_is_no_part_of_the_hash():
+    assert PROFILE.hash == Hardware("avx2", 2, "x", 3).hash == "0aea27c99145957e"
+
+
+def test_each_machine_has_its_own_profile(tmp_path, monkeypatch):
+    monkeypatch.setenv("PARETOBIT_CACHE", str(tmp_path))
+    assert hardware.load_profile() is None
+    with pytest.raises(ParetobitError, match=r"p\.json"):
+        hardware.load_profile(tmp_path / "p.json")
+    path = hardware.save_profile(PROFILE)
+    assert path.parent == tmp_path and hardware.describe().hash in path.name
+    assert hardware.load_profile() == PROFILE
+    monkeypatch.setattr(hardware, "cores", lambda: 77)
+    assert hardware.load_profile() is None
+
+
+def changed(**fields: object) -> dict:
+    return {**json.loads(json.dumps(PROFILE.to_json())), **fields}
+
+
+def speeds(**fields: object) -> dict:
+    return changed(speeds={**changed()["speeds"], **fields})
+
+
+HOSTILE = {
+    "not an object": [],
+    "another kind": changed(kind="model"),
+    "another version": changed(version=2),
+    "a version that is true": changed(version=True),
+    "no isa": {k: v for k, v in changed().items() if k != "isa"},
+    "an isa of escapes": changed(isa="\x1b[2J"),
+    "a cpu without end": changed(cpu="x" * 1000),
+    "half a core": changed(cores=1.5),
+    "no cores": changed(cores=0),
+    "cores that are true": changed(cores=True),
+    "memory beyond measure": changed(memory_bytes=1 << 70),
+    "caches that are no list": changed(caches={}),
+    "a cache that is no object": changed(caches=[3]),
+    "a cache without size": changed(caches=[{"level": 1, "kind": "data", "shared_by": 1}]),
+    "a cache for nobody": changed(caches=[{"level": 1, "kind": "data", "bytes": 1, "shared_by": 0}]),
+    "caches without end": changed(caches=[{"level": 1, "kind": "data", "bytes": 1, "shared_by": 1}] * 5000),
+    "speeds that are no object": changed(speeds=[1]),
+    "speeds without a field": changed(speeds={}),
+    "a speed by name": speeds(read_gb_s={"fast": 1.0}),
+    "a speed of no threads": speeds(read_gb_s={"0": 1.0}),
+    "a speed of 10^9 threads": speeds(read_gb_s={"1" + "0" * 9: 1.0}),
+    "a speed of zero": speeds(read_gb_s={"1": 0}),
+    "a speed that is true": speeds(read_gb_s={"1": True}),
+    "a speed that is text": speeds(read_gb_s={"1": "12"}),
+    "a speed of ten to the 400": speeds(read_gb_s={"1": 10**400}),
+    "a speed of NaN": speeds(cached_read_gb_s={"1": float("nan")}),
+    "a speed of infinity": speeds(best_read_gb_s={"1": float("inf")}),
+    "no scheme": speeds(ns_per_weight={"w7": {"1": 1.0}}),
+    "a scheme without end": speeds(ns_per_weight={"w4g" + "6" * 99999: {"1": 1.0}}),
+    "times that are no object": speeds(cached_ns_per_weight={"w4": 1.0}),
+    "schemes without end": speeds(ns_per_weight={f"w4g{i}": {} for i in range(16, 5000)}),
+}
+
+
+@pytest.mark.parametrize("facts", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_profile_is_refused_by_name(tmp_path, facts):
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(facts))
+    with pytest.raises(ParetobitError, match=r"profile\.json") as told:
+        hardware.load_profile(path)
+    assert len(str(told.value)) < 1000 and told.value.hint
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"{", b"\xff", b"[" * 100000, b'{"a":' * 500 + b"1" + b"}" * 500, b" " * 2_000_000]
+)
+def test_a_profile_that_is_no_json(tmp_path, raw):
+    path = tmp_path / "profile.json"
+    path.write_bytes(raw)
+    with pytest.raises(ParetobitError, match=r"profile\.json"):
+        hardware.load_profile(path)

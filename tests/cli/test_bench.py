@@ -1,0 +1,140 @@
+"""bench and probe: what scripts rely on, what people read, what is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import paretobit as pb
+from paretobit import hardware, native, speed
+from paretobit.errors import ParetobitError
+from paretobit.evals.latency import Latency, Round
+from paretobit.evals.memory import Resident
+from paretobit.reports.results import read
+from paretobit.speed import Spread
+from paretobit.verbs import bench as bench_verb
+from paretobit.verbs import probe as probe_verb
+from paretobit.verbs.bench import Bench, Run, parse_threads
+from paretobit.verbs.probe import thread_counts
+from tests.commands import Command
+
+KEYS = {
+    "prefill_tokens_per_s", "decode_tokens_per_s", "time_to_first_token_s", "resident_bytes", "bandwidth_gb_s", "isa",
+    "threads",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure on a few megabytes: here it only matters that it is done."""
+    monkeypatch.setattr(speed, "READ_BYTES", 1 << 20)
+    monkeypatch.setattr(speed, "MOST_READ_BYTES", 1 << 20)
+    monkeypatch.setattr(speed, "MATRIX_BYTES", 1 << 20)
+    read_seconds, multiply_seconds = native.read_seconds, native.multiply_seconds
+    monkeypatch.setattr(native, "read_seconds", lambda nbytes, threads, limit: read_seconds(nbytes, threads, 0.0))
+    monkeypatch.setattr(
+        native, "multiply_seconds", lambda *given, **options: multiply_seconds(*given, **{**options, "limit": 0.0})
+    )
+
+
+@pytest.fixture(scope="module")
+def packed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("packed") / "small"
+    pb.quantize(str(model), to="w4g64", method="rtn", out=str(out))
+    return out
+
+
+def test_bench_json(packed: Path, command: Command) -> None:
+    done = command("bench", packed, "--threads", "2,1", "--tokens", 3, "--prompt", 5, "--rounds", 1, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert set(found) >= KEYS and found["isa"] == native.isa()
+    assert [run["threads"] for run in found["runs"]] == [2, 1]
+    assert found["threads"] == 2 and all(found[name] == value for name, value in found["runs"][0].items())
+    made = pb.Artifact(packed)
+    weights = sum(made.nbytes(name) for name in made.names())
+    for run in found["runs"]:
+        assert (run["prompt_tokens"], run["tokens"], run["bytes_per_token"]) == (5, 3, weights)
+        assert run["bandwidth_gb_s"] == pytest.approx(weights * run["decode_tokens_per_s"] / 1e9)
+        assert run["resident_bytes"] >= run["resident_own_bytes"] + run["resident_file_bytes"] > 1e6
+        assert run["time_to_first_token_s"] > 0
+        assert all(run["spreads"][name]["median"] == run[name] for name in run["spreads"])
+    assert "measuring small" in done.err
+    rows = [row for row in read(packed / "results.jsonl") if row.command.startswith("paretobit bench THIS --threads 2")]
+    kept = {row.metric: row.value for row in rows}
+    assert kept["decode_tokens_per_s"] == found["decode_tokens_per_s"] and set(kept) >= KEYS - {"isa", "threads"}
+    assert "| decode_tokens_per_s |" in (packed / "README.md").read_text()
+
+
+@pytest.mark.parametrize("threads", ["", "0", "1,", "two", "-1", "1,99999", "²"])
+def test_bench_refuses_odd_threads(packed: Path, threads: str, command: Command) -> None:
+    assert "not numbers of threads" in command("bench", packed, "--threads", threads).error
+
+
+def test_bench_refuses_what_it_cannot_measure(packed: Path, tmp_path: Path, command: Command) -> None:
+    assert "do not fit a context of 512" in command("bench", packed, "--prompt", 600).error
+    assert "paretobit.json is missing" in command("bench", tmp_path).error
+
+
+def test_threads() -> None:
+    assert parse_threads(None, 6) == (6,)
+    assert parse_threads("4, 1,4", 6) == (4, 1)
+    assert [thread_counts(cores) for cores in (1, 2, 6, 8)] == [(1,), (1, 2), (1, 2, 4, 6), (1, 2, 4, 8)]
+
+
+def printed(shown: object) -> str:
+    from rich.console import Console
+
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(shown)
+    return captured.get()
+
+
+def test_bench_as_people_read_it() -> None:
+    rounds = (Round(0.5, 2.0, 10.0), Round(0.25, 1.0, 20.0), Round(0.5, 2.0, 10.0))
+    latency = Latency(2, 100, 20, 400_000_000, rounds)
+    runs = (Run(latency, Spread.of([0.25]), Resident(3_500_000, 1, 2)), Run(latency, Spread.of([0.25]), None))
+    text = printed(bench_verb.show(Bench("small", "avx2", "a cpu", 5_000_000, runs)))
+    first, second = (line for line in text.splitlines() if line.strip().startswith("2 "))
+    # 100 tokens in 0.5 s; 20 in 2 s; 400 MB a token at 10 tokens/s of 10 GB/s
+    for figure in ("200.0 (200.0–400.0)", "10.0 (10.0–20.0)", "4.0 (4.0–8.0)", "40%", "0.500 (0.250–0.500)", "0.25 ("):
+        assert figure in first and figure in second
+    assert "3.5 MB" in first and "unknown" in second
+    assert "Medians of 3 rounds" in text and "400.0 MB of weights" in text
+
+
+def test_probe(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "cores", lambda: 2)
+    path = tmp_path / "machine.json"
+    done = command("probe", "-o", path, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["available"] == list(native.available()) and found["path"] == str(path)
+    saved = json.loads(path.read_text())
+    assert {name: found[name] for name in saved} == saved and saved["isa"] == native.isa()
+    made = hardware.load_profile(path)
+    assert made is not None and made.hash == hardware.describe().hash == saved["hash"] and made.speeds is not None
+    assert set(made.speeds.ns_per_weight) == set(made.speeds.cached_ns_per_weight) == set(speed.SCHEMES)
+    assert all(set(times) == {1, 2} for times in made.speeds.ns_per_weight.values())
+    assert set(made.speeds.read_gb_s) == set(made.speeds.cached_read_gb_s) == {1, 2}
+    assert "probing: 100 %" in done.err and "about 0 s left" in done.err
+    text = printed(probe_verb.show(pb.probe(out=str(path))))
+    assert all(scheme in text for scheme in speed.SCHEMES) and f"saved as {path}" in text
+
+
+def test_probe_keeps_the_profile_in_the_cache(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "cores", lambda: 1)
+    assert command("probe").code == 0
+    made = hardware.load_profile()
+    assert made is not None and made.speeds is not None and set(made.speeds.read_gb_s) == {1}
+
+
+def test_probe_says_where_it_cannot_write(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "SCHEMES", ("w4",))
+    (tmp_path / "file").touch()
+    assert "there is a file in the way" in command("probe", "-o", tmp_path / "file" / "p.json").error
+    with pytest.raises(ParetobitError):
+        pb.probe(out=str(tmp_path / "file" / "p.json"))
