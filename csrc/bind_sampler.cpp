@@ -1,4 +1,4 @@
-// The sampler for Python. Ranges and sizes are checked here; paretobit/runtime/sampler.py says them in words first.
+// The sampler for Python. Ranges and sizes are checked here, and in words in paretobit/runtime/sampler.py.
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/vector.h>
 
@@ -18,15 +18,17 @@ using Vector = Array<T, 1>;
 
 constexpr double kMost = 1e3;  // of a penalty
 
-Sampler* make(double temperature, size_t top_k, double top_p, double min_p, double repetition, double presence,
-              double frequency, std::vector<std::pair<uint32_t, double>> bias, uint64_t seed) {
+Sampler* make(double temperature, size_t top_k, double top_p, double min_p, double repetition,
+              double presence, double frequency, std::vector<std::pair<uint32_t, double>> bias,
+              uint64_t seed) {
   require(temperature >= 0 && std::isfinite(temperature), "temperature out of range");
   require(top_p > 0 && top_p <= 1, "top_p out of range");
   require(min_p >= 0 && min_p <= 1, "min_p out of range");
   require(repetition > 0 && repetition <= kMost, "repetition penalty out of range");
   require(std::abs(presence) <= kMost && std::abs(frequency) <= kMost, "penalty out of range");
   for (const auto& entry : bias) require(entry.second < HUGE_VAL, "bias is not a number");
-  return new Sampler({temperature, top_k, top_p, min_p, repetition, presence, frequency, std::move(bias), seed});
+  return new Sampler(
+      {temperature, top_k, top_p, min_p, repetition, presence, frequency, std::move(bias), seed});
 }
 
 void start(Sampler& self, Vector<const int64_t> prompt) {
@@ -59,7 +61,8 @@ void define_sampler(nb::module_& m) {
            "frequency"_a, "bias"_a, "seed"_a)
       .def("start", &start, nb::arg("prompt").noconvert(), Release())
       .def("sample", &sample, nb::arg("logits").noconvert(), Release())
-      .def("distribution", &distribution, nb::arg("logits").noconvert(), nb::arg("out").noconvert(), Release());
+      .def("distribution", &distribution, nb::arg("logits").noconvert(), nb::arg("out").noconvert(),
+           Release());
 }
 
 }  // namespace paretobit
