@@ -47,8 +47,8 @@ RIVALS = {
     "w8": ("Q8_0",),
     "w4g64": ("Q4_0", "Q4_K_M"),
     "w3g64": ("Q3_K_M", "Q3_K_S"),
-    "w2g64": ("Q2_K", "Q2_K_S"),
-    "w2": ("Q2_K", "Q2_K_S"),
+    "w2g64": ("Q2_K",),
+    "w2": ("Q2_K",),
     "w1.58": ("TQ2_0", "TQ1_0"),
 }
 SHORT = 8  # tokens before the ones that are decoded: an answer's first words
