@@ -9,12 +9,24 @@
 #include <stdexcept>
 
 #if defined(__x86_64__)
-#include <cpuid.h>
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#elif defined(__wasm_simd128__)
+#include <wasm_simd128.h>
 #endif
 
 #include "half.h"
 #include "kernels.h"
+#include "trits.h"
+
+#if defined(__aarch64__) && defined(__clang__)
+#define PARETOBIT_DOTPROD "dotprod"
+#define PARETOBIT_I8MM "dotprod,i8mm"
+#elif defined(__aarch64__)
+#define PARETOBIT_DOTPROD "arch=armv8.2-a+dotprod"
+#define PARETOBIT_I8MM "arch=armv8.2-a+dotprod+i8mm"
+#endif
 
 #if defined(__clang__)
 #define PARETOBIT_BEGIN(features) \
@@ -32,6 +44,21 @@
   {name, search_rows, feed_back_rows<float>, feed_back_rows<double>, quantize, spread, multiply, row}
 
 #if defined(__x86_64__)
+PARETOBIT_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")
+namespace paretobit::avx512_vbmi {
+namespace {
+#define PARETOBIT_WIDTH 16
+#include "lanes.inl"
+#include "bytes.inl"
+#include "isa/vbmi.h"
+#include "kernels.inl"
+#undef PARETOBIT_TRITS
+#undef PARETOBIT_WIDTH
+}  // namespace
+constexpr Kernels kKernels = PARETOBIT_KERNELS("avx512_vbmi");
+}  // namespace paretobit::avx512_vbmi
+PARETOBIT_END
+
 PARETOBIT_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
 namespace paretobit::avx512_vnni {
 namespace {
@@ -75,6 +102,68 @@ constexpr Kernels kKernels = PARETOBIT_KERNELS("avx2");
 PARETOBIT_END
 #endif
 
+#if defined(__aarch64__)
+PARETOBIT_BEGIN(PARETOBIT_I8MM)
+namespace paretobit::neon_i8mm {
+namespace {
+#define PARETOBIT_WIDTH 4
+#define PARETOBIT_DOT 2
+#include "lanes.inl"
+#include "bytes.inl"
+#include "isa/neon.h"
+#include "kernels.inl"
+#undef PARETOBIT_DOT
+#undef PARETOBIT_WIDTH
+}  // namespace
+constexpr Kernels kKernels = PARETOBIT_KERNELS("neon_i8mm");
+}  // namespace paretobit::neon_i8mm
+PARETOBIT_END
+
+PARETOBIT_BEGIN(PARETOBIT_DOTPROD)
+namespace paretobit::neon_dotprod {
+namespace {
+#define PARETOBIT_WIDTH 4
+#define PARETOBIT_DOT 1
+#include "lanes.inl"
+#include "bytes.inl"
+#include "isa/neon.h"
+#include "kernels.inl"
+#undef PARETOBIT_DOT
+#undef PARETOBIT_WIDTH
+}  // namespace
+constexpr Kernels kKernels = PARETOBIT_KERNELS("neon_dotprod");
+}  // namespace paretobit::neon_dotprod
+PARETOBIT_END
+
+namespace paretobit::neon {
+namespace {
+#define PARETOBIT_WIDTH 4
+#define PARETOBIT_DOT 0
+#include "lanes.inl"
+#include "bytes.inl"
+#include "isa/neon.h"
+#include "kernels.inl"
+#undef PARETOBIT_DOT
+#undef PARETOBIT_WIDTH
+}  // namespace
+constexpr Kernels kKernels = PARETOBIT_KERNELS("neon");
+}  // namespace paretobit::neon
+#endif
+
+#if defined(__wasm_simd128__)
+namespace paretobit::wasm {
+namespace {
+#define PARETOBIT_WIDTH 4
+#include "lanes.inl"
+#include "bytes.inl"
+#include "isa/wasm.h"
+#include "kernels.inl"
+#undef PARETOBIT_WIDTH
+}  // namespace
+constexpr Kernels kKernels = PARETOBIT_KERNELS("wasm");
+}  // namespace paretobit::wasm
+#endif
+
 namespace paretobit::scalar {  // what every machine of this architecture has: SSE2, NEON
 namespace {
 #define PARETOBIT_WIDTH 4
@@ -89,39 +178,21 @@ constexpr Kernels kKernels = PARETOBIT_KERNELS("scalar");
 
 namespace paretobit {
 
-#if defined(__x86_64__)
-// Half-precision conversion, which every processor with AVX2 has unless a hypervisor hides it.
-static bool has_f16c() {
-  unsigned a, b, c, d;
-  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
-}
-#endif
-
-std::vector<std::string> available() {
-  std::vector<std::string> names;
-#if defined(__x86_64__)
-  __builtin_cpu_init();  // reads CPUID, and XGETBV for what the operating system saves
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (avx512 && __builtin_cpu_supports("avx512vnni")) names.push_back("avx512_vnni");
-  if (avx512) names.push_back("avx512");
-  if (__builtin_cpu_supports("avx2") && has_f16c()) names.push_back("avx2");
-#elif defined(__aarch64__)
-  names.push_back("neon");
-#endif
-  names.push_back("scalar");
-  return names;
-}
-
 const Kernels& kernels(const std::string& isa) {
+  static const Kernels* const kAll[] = {
+#if defined(__x86_64__)
+      &avx512_vbmi::kKernels, &avx512_vnni::kKernels, &avx512::kKernels, &avx2::kKernels,
+#elif defined(__aarch64__)
+      &neon_i8mm::kKernels, &neon_dotprod::kKernels, &neon::kKernels,
+#elif defined(__wasm_simd128__)
+      &wasm::kKernels,
+#endif
+      &scalar::kKernels,
+  };
   for (const std::string& name : available()) {
     if (name != isa) continue;
-#if defined(__x86_64__)
-    if (isa == "avx512_vnni") return avx512_vnni::kKernels;
-    if (isa == "avx512") return avx512::kKernels;
-    if (isa == "avx2") return avx2::kKernels;
-#endif
-    return scalar::kKernels;
+    for (const Kernels* found : kAll)
+      if (isa == found->name) return *found;
   }
   throw std::invalid_argument("ISA '" + isa + "' is not available on this machine");
 }

@@ -77,8 +77,9 @@ PARETOBIT_INLINE void dot_unit(const uint8_t* codes, const int8_t* activations, 
   constexpr int kTop = Unit<kFormat>::kTop;
   Unit<kFormat> unit(codes);
   each_quad<0>(unit, [&](int quad, const Bytes& a, const Bytes& b) PARETOBIT_LAMBDA {
-    add_dot<kTop>(sum[0], a, activations + 4 * quad);
-    add_dot<kTop>(sum[1], b, activations + 4 * quad);
+    const Quad four = load_quad(activations + 4 * quad);
+    add_dot<kTop>(sum[0], a, four);
+    add_dot<kTop>(sum[1], b, four);
     spill<kTop>(sum[0], quad + 1);
     spill<kTop>(sum[1], quad + 1);
   });
@@ -137,31 +138,39 @@ PARETOBIT_INLINE void unpack_block(const uint8_t* codes, size_t units, Bytes pla
   }
 }
 
-template <int kTop, int kCount>
+// One block of kSets row sets times kCount tokens: as many running sums as there are registers for. acc: (kSets, kTokens).
+template <int kTop, int kSets, int kCount>
 PARETOBIT_INLINE void add_tokens(const Matrix& m, const TileGroup& group, const Inputs& in, size_t token, int set,
-                                 const Bytes planes[][2], size_t quads, size_t column, size_t block, Lanes* acc) {
+                                 const Bytes planes[][2], size_t quads, size_t column, size_t block,
+                                 Lanes* acc) {
   const Layout& l = m.layout;
-  Sum sum[kCount];
-  for (int n = 0; n < kCount; ++n) sum[n] = no_sum();
+  Sum sum[kSets][kCount];
+  for (auto& row : sum)
+    for (Sum& s : row) s = no_sum();
   const int8_t* activations = in.codes + token * l.padded + column;
   for (size_t q = 0; q < quads; ++q) {
-    const Bytes codes = planes[q][set];
+#pragma GCC unroll 8
     for (int n = 0; n < kCount; ++n) {
-      add_dot<kTop>(sum[n], codes, activations + size_t(n) * l.padded + 4 * q);
-      spill<kTop>(sum[n], int(q) + 1);
+      const Quad quad = load_quad(activations + size_t(n) * l.padded + 4 * q);
+      for (int s = 0; s < kSets; ++s) {
+        add_dot<kTop>(sum[s][n], planes[q][set + s], quad);
+        spill<kTop>(sum[s][n], int(q) + 1);
+      }
     }
   }
-  for (int n = 0; n < kCount; ++n) {
-    const size_t at = (token + size_t(n)) * l.blocks + block;
-    add_block(acc[n], total<kTop>(sum[n], in.sums[at]), group.scale[set], m.zero ? &group.zero[set] : nullptr,
-              m.twice_zero, in.scales[at], in.sums[at]);
+  for (int s = 0; s < kSets; ++s) {
+    for (int n = 0; n < kCount; ++n) {
+      const size_t at = (token + size_t(n)) * l.blocks + block;
+      add_block(acc[size_t(s) * kTokens + size_t(n)], total<kTop>(sum[s][n], in.sums[at]), group.scale[set + s],
+                m.zero ? &group.zero[set + s] : nullptr, m.twice_zero, in.scales[at], in.sums[at]);
+    }
   }
 }
 
 template <Format kFormat>
 void many_tokens(const Matrix& m, const Inputs& in, size_t first, size_t last, float* out, size_t stride) {
-  constexpr int kTop = Unit<kFormat>::kTop;
-  constexpr size_t kTogether = PARETOBIT_WIDTH == 16 ? 8 : 4;
+  constexpr int kTop = Unit<kFormat>::kTop, kSets = PARETOBIT_WIDTH == 16 ? 2 : 1;
+  constexpr int kTogether = PARETOBIT_WIDTH == 16 ? 8 : 4;
   const Layout& l = m.layout;
   Bytes planes[kMostQuads][2];
   Lanes acc[2][kTokens];
@@ -174,12 +183,16 @@ void many_tokens(const Matrix& m, const Inputs& in, size_t first, size_t last, f
         const TileGroup group = load_group<kFormat>(m, tile, g);
         unpack_block<kFormat>(m.codes + tile * l.tile_bytes + unit * unit_vectors(kFormat) * kVector, units, planes);
         const size_t quads = units * Unit<kFormat>::kQuads, column = unit * l.unit;
-        for (int set = 0; set < 2; ++set) {
+        for (int set = 0; set < 2; set += kSets) {
           size_t n = 0;
-          for (; n + kTogether <= count; n += kTogether)
-            add_tokens<kTop, kTogether>(m, group, in, start + n, set, planes, quads, column, block, acc[set] + n);
-          for (; n < count; ++n)
-            add_tokens<kTop, 1>(m, group, in, start + n, set, planes, quads, column, block, acc[set] + n);
+          const auto run = [&](auto together) PARETOBIT_LAMBDA {
+            constexpr int kCount = decltype(together)::value;
+            for (; n + kCount <= count; n += kCount)
+              add_tokens<kTop, kSets, kCount>(m, group, in, start + n, set, planes, quads, column, block,
+                                              acc[set] + n);
+          };
+          run(std::integral_constant<int, kTogether>());
+          run(std::integral_constant<int, 1>());
         }
       });
       for (size_t n = 0; n < count; ++n) {

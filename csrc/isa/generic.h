@@ -1,6 +1,7 @@
 // The operations that differ between instruction sets, in plain C++: what the others must equal bit for bit.
 // Included by dispatch.cpp inside an ISA's namespace and target region, after lanes.inl. An ISA header gives
 //   Sum                              16 running int32 sums, as the hardware likes to keep them
+//   Quad, load_quad(p)               four activations, as the hardware likes to repeat them
 //   add_dot<kTop>(sum, codes, quad)  sum[i] += Σ_k codes[4i + k] · quad[k]; codes ≤ kTop, |quad| ≤ 127
 //   spill<kTop>(sum, quads)          called after `quads` quads of every unit: makes room where sums are narrow
 //   total<kTop>(sum, correction)     the sums; correction is Σ of all activations that went in
@@ -11,14 +12,24 @@ struct Sum {
   int32_t lane[16];
 };
 
+struct Quad {
+  int8_t value[4];
+};
+
+PARETOBIT_INLINE Quad load_quad(const int8_t* from) {
+  Quad r;
+  std::memcpy(&r, from, 4);
+  return r;
+}
+
 PARETOBIT_INLINE Sum no_sum() { return Sum{}; }
 
 template <int kTop>
-PARETOBIT_INLINE void add_dot(Sum& sum, const Bytes& codes, const int8_t* quad) {
+PARETOBIT_INLINE void add_dot(Sum& sum, const Bytes& codes, const Quad& quad) {
   uint8_t code[64];
   std::memcpy(code, &codes, 64);
   for (int i = 0; i < 16; ++i)
-    for (int k = 0; k < 4; ++k) sum.lane[i] += int32_t(code[4 * i + k]) * quad[k];
+    for (int k = 0; k < 4; ++k) sum.lane[i] += int32_t(code[4 * i + k]) * quad.value[k];
 }
 
 template <int kTop>

@@ -19,6 +19,16 @@ struct Sum {
   Wide narrow[kParts], wide[kParts];
 };
 
+struct Quad {
+  Wide repeated;
+};
+
+PARETOBIT_INLINE Quad load_quad(const int8_t* from) {
+  int32_t four;
+  std::memcpy(&four, from, 4);
+  return Quad{PARETOBIT_X(set1_epi32)(four)};
+}
+
 PARETOBIT_INLINE Sum no_sum() {
   Sum r;
   PARETOBIT_EACH r.narrow[p] = r.wide[p] = no_bits();
@@ -40,16 +50,13 @@ PARETOBIT_INLINE Wide signed_pairs(Wide codes, Wide four) {
 }
 
 template <int kTop>
-PARETOBIT_INLINE void add_dot(Sum& sum, const Bytes& codes, const int8_t* quad) {
-  int32_t bits;
-  std::memcpy(&bits, quad, 4);
-  const Wide four = PARETOBIT_X(set1_epi32)(bits);
+PARETOBIT_INLINE void add_dot(Sum& sum, const Bytes& codes, const Quad& quad) {
   PARETOBIT_EACH {
     const Wide c = (Wide)codes.part[p];
     if constexpr (kTop > 63)
-      widen(sum.wide[p], signed_pairs(c, four));
+      widen(sum.wide[p], signed_pairs(c, quad.repeated));
     else
-      sum.narrow[p] = PARETOBIT_X(add_epi16)(sum.narrow[p], PARETOBIT_X(maddubs_epi16)(c, four));
+      sum.narrow[p] = PARETOBIT_X(add_epi16)(sum.narrow[p], PARETOBIT_X(maddubs_epi16)(c, quad.repeated));
   }
 }
 

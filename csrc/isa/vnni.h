@@ -4,13 +4,21 @@ struct Sum {
   __m512i lane;
 };
 
+struct Quad {
+  __m512i repeated;
+};
+
+PARETOBIT_INLINE Quad load_quad(const int8_t* from) {
+  int32_t four;
+  std::memcpy(&four, from, 4);
+  return Quad{_mm512_set1_epi32(four)};
+}
+
 PARETOBIT_INLINE Sum no_sum() { return Sum{_mm512_setzero_si512()}; }
 
 template <int kTop>
-PARETOBIT_INLINE void add_dot(Sum& sum, const Bytes& codes, const int8_t* quad) {
-  int32_t four;
-  std::memcpy(&four, quad, 4);
-  sum.lane = _mm512_dpbusd_epi32(sum.lane, (__m512i)codes.part[0], _mm512_set1_epi32(four));
+PARETOBIT_INLINE void add_dot(Sum& sum, const Bytes& codes, const Quad& quad) {
+  sum.lane = _mm512_dpbusd_epi32(sum.lane, (__m512i)codes.part[0], quad.repeated);
 }
 
 template <int kTop>

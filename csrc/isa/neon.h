@@ -1,0 +1,77 @@
+// NEON. PARETOBIT_DOT: 0 plain, 1 with the signed dot product, 2 with the mixed one (i8mm), which takes codes as they
+// are; the others read them as signed, so codes of 8 bits move down by 128 and the sums are corrected.
+
+struct Quad {
+  int8x16_t repeated;
+};
+
+PARETOBIT_INLINE Quad load_quad(const int8_t* from) {
+  int32_t four;
+  std::memcpy(&four, from, 4);
+  return Quad{vreinterpretq_s8_s32(vdupq_n_s32(four))};
+}
+
+#if PARETOBIT_DOT == 0
+constexpr int kSums = 2 * kParts;  // a register for every two rows: their columns in pairs
+#else
+constexpr int kSums = kParts;
+#endif
+
+struct Sum {
+  int32x4_t lane[kSums];
+};
+
+PARETOBIT_INLINE Sum no_sum() {
+  Sum r;
+  for (int32x4_t& lane : r.lane) lane = vdupq_n_s32(0);
+  return r;
+}
+
+template <int kTop>
+PARETOBIT_INLINE void add_dot(Sum& sum, const Bytes& codes, const Quad& quad) {
+  PARETOBIT_EACH {
+    const uint8x16_t c = (uint8x16_t)codes.part[p];
+#if PARETOBIT_DOT == 2
+    sum.lane[p] = vusdotq_s32(sum.lane[p], c, quad.repeated);
+#else
+    const int8x16_t s = vreinterpretq_s8_u8(kTop > 127 ? veorq_u8(c, vdupq_n_u8(128)) : c);
+#if PARETOBIT_DOT == 1
+    sum.lane[p] = vdotq_s32(sum.lane[p], s, quad.repeated);
+#else
+    const int8x8_t four = vget_low_s8(quad.repeated);
+    sum.lane[2 * p] = vpadalq_s16(sum.lane[2 * p], vmull_s8(vget_low_s8(s), four));
+    sum.lane[2 * p + 1] = vpadalq_s16(sum.lane[2 * p + 1], vmull_s8(vget_high_s8(s), four));
+#endif
+#endif
+  }
+}
+
+template <int kTop>
+PARETOBIT_INLINE void spill(Sum&, int) {}
+
+template <int kTop>
+PARETOBIT_INLINE Ints total(const Sum& sum, int32_t correction) {
+  Ints r;
+  PARETOBIT_EACH {
+#if PARETOBIT_DOT == 0
+    const int32x4_t lane = vpaddq_s32(sum.lane[2 * p], sum.lane[2 * p + 1]);
+#else
+    const int32x4_t lane = sum.lane[p];
+#endif
+    r.part[p] = (Integers)lane;
+    if (PARETOBIT_DOT < 2 && kTop > 127) r.part[p] += 128 * correction - Integers{};
+  }
+  return r;
+}
+
+PARETOBIT_INLINE Lanes from_half(const uint16_t* from) {
+  Lanes r;
+  PARETOBIT_EACH r.part[p] = (Register)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from + 4 * p)));
+  return r;
+}
+
+PARETOBIT_INLINE Bytes average(const Bytes& a, const Bytes& b) {
+  Bytes r;
+  PARETOBIT_EACH r.part[p] = (Octets)vrhaddq_u8((uint8x16_t)a.part[p], (uint8x16_t)b.part[p]);
+  return r;
+}
