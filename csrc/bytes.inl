@@ -11,8 +11,8 @@ struct Ints {
 };
 
 PARETOBIT_INLINE Bytes load_bytes(const uint8_t* from) {
-  Bytes r;
-  std::memcpy(&r, from, sizeof r);
+  Bytes r;  // part by part: compilers copy a struct through 16-byte registers
+  PARETOBIT_EACH std::memcpy(&r.part[p], from + p * sizeof r.part[p], sizeof r.part[p]);
   return r;
 }
 PARETOBIT_INLINE Bytes operator|(const Bytes& a, const Bytes& b) {
@@ -76,17 +76,5 @@ template <int k>
 PARETOBIT_INLINE Ints byte_of(const Bytes& a) {
   Ints r;
   PARETOBIT_EACH r.part[p] = ((Integers)a.part[p] >> 8 * k) & 255;
-  return r;
-}
-
-// Sixteen bytes.
-PARETOBIT_INLINE Ints widen_bytes(const uint8_t* from) {
-  typedef uint8_t Narrow __attribute__((vector_size(PARETOBIT_WIDTH)));
-  Ints r;
-  PARETOBIT_EACH {
-    Narrow narrow;
-    std::memcpy(&narrow, from + p * PARETOBIT_WIDTH, PARETOBIT_WIDTH);
-    r.part[p] = __builtin_convertvector(narrow, Integers);
-  }
   return r;
 }

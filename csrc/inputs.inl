@@ -34,14 +34,14 @@ void quantize(const Layout& l, const float* x, int8_t* codes, float* scales, int
       // The low byte of 1.5 · 2^23 + x is x rounded to nearest, ties to even; codes past the block's end are 0.
       const Lanes v = i < count ? load_some(x + column + i, count - i) : all(0.0f);
       const Lanes near = v * all(inverse) + all(12582912.0f);
-      int8_t code[16];
+      int32_t wide[16];
       PARETOBIT_EACH {
         const Integers low = (Integers)near.part[p] << 24 >> 24;
         sum.part[p] += low;
-        typedef int8_t Narrow __attribute__((vector_size(PARETOBIT_WIDTH)));
-        const Narrow narrow = __builtin_convertvector(low, Narrow);
-        std::memcpy(code + p * PARETOBIT_WIDTH, &narrow, sizeof narrow);
+        std::memcpy(wide + p * PARETOBIT_WIDTH, &low, sizeof low);
       }
+      int8_t code[16];
+      for (int lane = 0; lane < 16; ++lane) code[lane] = int8_t(wide[lane]);
       std::memcpy(codes + padded + i, code, std::min<size_t>(16, width - i));
     }
     std::memcpy(lane, &sum, sizeof lane);

@@ -24,11 +24,13 @@ PARETOBIT_INLINE Lanes all(float x) {
   return r;
 }
 PARETOBIT_INLINE Lanes load(const float* from) {
-  Lanes r;
-  std::memcpy(&r, from, sizeof r);
+  Lanes r;  // part by part: compilers copy a struct through 16-byte registers
+  PARETOBIT_EACH std::memcpy(&r.part[p], from + p * PARETOBIT_WIDTH, sizeof r.part[p]);
   return r;
 }
-PARETOBIT_INLINE void store(float* to, const Lanes& a) { std::memcpy(to, &a, sizeof a); }
+PARETOBIT_INLINE void store(float* to, const Lanes& a) {
+  PARETOBIT_EACH std::memcpy(to + p * PARETOBIT_WIDTH, &a.part[p], sizeof a.part[p]);
+}
 
 PARETOBIT_INLINE Lanes operator+(const Lanes& a, const Lanes& b) {
   Lanes r;

@@ -11,8 +11,12 @@ template <Format kFormat>
 PARETOBIT_INLINE void load_zeros(const uint8_t* from, Ints zero[2]) {
   if constexpr (zero_bytes(kFormat) == 8) {
     uint8_t fields[32];
-    for (int k = 0; k < 4; ++k)
-      for (int j = 0; j < 8; ++j) fields[8 * k + j] = from[j] >> 2 * k & 3;
+    uint64_t eight;
+    std::memcpy(&eight, from, 8);
+    for (int k = 0; k < 4; ++k) {
+      const uint64_t field = eight >> 2 * k & 0x0303030303030303u;
+      std::memcpy(fields + 8 * k, &field, 8);
+    }
     zero[0] = widen_bytes(fields), zero[1] = widen_bytes(fields + 16);
   } else if constexpr (zero_bytes(kFormat) == 16) {
     const Ints both = widen_bytes(from);
@@ -260,16 +264,14 @@ PARETOBIT_INLINE Lanes load_floats(Format format, const uint8_t* from) {
   }
   if (format == Format::kF32) {
     Lanes r;
-    std::memcpy(&r, from, sizeof r);
+    PARETOBIT_EACH std::memcpy(&r.part[p], from + p * sizeof r.part[p], sizeof r.part[p]);
     return r;
   }
-  typedef uint16_t Narrow __attribute__((vector_size(2 * PARETOBIT_WIDTH)));
+  uint16_t word[16];
+  std::memcpy(word, from, sizeof word);
+  const Ints wide = widen_shorts(word);
   Lanes r;
-  PARETOBIT_EACH {
-    Narrow narrow;
-    std::memcpy(&narrow, from + p * sizeof narrow, sizeof narrow);
-    r.part[p] = (Register)(__builtin_convertvector(narrow, Integers) << 16);
-  }
+  PARETOBIT_EACH r.part[p] = (Register)(wide.part[p] << 16);
   return r;
 }
 

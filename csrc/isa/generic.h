@@ -6,6 +6,8 @@
 //   spill<kTop>(sum, quads)          called after `quads` quads of every unit: makes room where sums are narrow
 //   total<kTop>(sum, correction)     the sums; correction is Σ of all activations that went in
 //   from_half(p)                     16 halves to float
+//   widen_bytes(p)                   16 bytes to int32
+//   widen_shorts(p)                  16 unsigned 16-bit numbers to int32
 //   average(a, b)                    of bytes, rounded up
 
 struct Sum {
@@ -56,3 +58,14 @@ PARETOBIT_INLINE Bytes average(const Bytes& a, const Bytes& b) {
   }
   return r;
 }
+
+template <class T>
+PARETOBIT_INLINE Ints widened(const T* from) {
+  int32_t value[16];
+  for (int i = 0; i < 16; ++i) value[i] = from[i];
+  Ints r;
+  std::memcpy(&r, value, sizeof r);
+  return r;
+}
+PARETOBIT_INLINE Ints widen_bytes(const uint8_t* from) { return widened(from); }
+PARETOBIT_INLINE Ints widen_shorts(const uint16_t* from) { return widened(from); }

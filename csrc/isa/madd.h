@@ -102,5 +102,25 @@ PARETOBIT_INLINE Bytes average(const Bytes& a, const Bytes& b) {
   PARETOBIT_EACH r.part[p] = (Octets)PARETOBIT_X(avg_epu8)((Wide)a.part[p], (Wide)b.part[p]);
   return r;
 }
+
+PARETOBIT_INLINE Ints widen_bytes(const uint8_t* from) {
+  Ints r;
+#if PARETOBIT_WIDTH == 16
+  r.part[0] = (Integers)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from));
+#else
+  PARETOBIT_EACH r.part[p] = (Integers)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(from + 8 * p)));
+#endif
+  return r;
+}
+
+PARETOBIT_INLINE Ints widen_shorts(const uint16_t* from) {
+  Ints r;
+#if PARETOBIT_WIDTH == 16
+  r.part[0] = (Integers)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from));
+#else
+  PARETOBIT_EACH r.part[p] = (Integers)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)(from + 8 * p)));
+#endif
+  return r;
+}
 #undef PARETOBIT_X
 #undef PARETOBIT_XOR

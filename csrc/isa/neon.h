@@ -75,3 +75,16 @@ PARETOBIT_INLINE Bytes average(const Bytes& a, const Bytes& b) {
   PARETOBIT_EACH r.part[p] = (Octets)vrhaddq_u8((uint8x16_t)a.part[p], (uint8x16_t)b.part[p]);
   return r;
 }
+
+PARETOBIT_INLINE Ints widen_shorts(const uint16_t* from) {
+  Ints r;
+  PARETOBIT_EACH r.part[p] = (Integers)vmovl_u16(vld1_u16(from + 4 * p));
+  return r;
+}
+PARETOBIT_INLINE Ints widen_bytes(const uint8_t* from) {
+  const uint8x16_t bytes = vld1q_u8(from);
+  uint16_t shorts[16];
+  vst1q_u16(shorts, vmovl_u8(vget_low_u8(bytes)));
+  vst1q_u16(shorts + 8, vmovl_u8(vget_high_u8(bytes)));
+  return widen_shorts(shorts);
+}

@@ -36,3 +36,10 @@ PARETOBIT_INLINE Lanes from_half(const uint16_t* from) {
 PARETOBIT_INLINE Bytes average(const Bytes& a, const Bytes& b) {
   return Bytes{{(Octets)_mm512_avg_epu8((__m512i)a.part[0], (__m512i)b.part[0])}};
 }
+
+PARETOBIT_INLINE Ints widen_bytes(const uint8_t* from) {
+  return Ints{{(Integers)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from))}};
+}
+PARETOBIT_INLINE Ints widen_shorts(const uint16_t* from) {
+  return Ints{{(Integers)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from))}};
+}

@@ -66,3 +66,15 @@ PARETOBIT_INLINE Bytes average(const Bytes& a, const Bytes& b) {
   PARETOBIT_EACH r.part[p] = (Octets)wasm_u8x16_avgr((v128_t)a.part[p], (v128_t)b.part[p]);
   return r;
 }
+
+PARETOBIT_INLINE Ints widen_shorts(const uint16_t* from) {
+  Ints r;
+  PARETOBIT_EACH r.part[p] = (Integers)wasm_u32x4_load16x4(from + 4 * p);
+  return r;
+}
+PARETOBIT_INLINE Ints widen_bytes(const uint8_t* from) {
+  uint16_t shorts[16];
+  wasm_v128_store(shorts, wasm_u16x8_load8x8(from));
+  wasm_v128_store(shorts + 8, wasm_u16x8_load8x8(from + 8));
+  return widen_shorts(shorts);
+}
