@@ -1,11 +1,13 @@
-// Cosine and sine in double precision from operations that every machine rounds alike; C libraries differ in last bits.
+// Cosine and sine in double precision from operations that every machine rounds alike; C libraries differ in
+// last bits.
 #pragma once
 
 #include <cstdint>
 
 namespace paretobit {
 
-// Of an angle in [0, 2^50] radians: error below 2^-52 up to 10^6 radians, then below the spacing of doubles there.
+// Of an angle in [0, 2^50] radians: error below 2^-52 up to 10^6 radians, then below the spacing of doubles
+// there.
 inline void cosine_sine(double angle, double& cosine, double& sine) {
   const int64_t quarter = int64_t(angle * 0.63661977236758134308 + 0.5);  // turns of π/2, the nearest
   const double n = double(quarter);
@@ -14,12 +16,13 @@ inline void cosine_sine(double angle, double& cosine, double& sine) {
                    n * 2.02226624871116645580e-21;
   // fdlibm's polynomials on |r| <= π/4 (k_sin.c, k_cos.c).
   const double z = r * r;
-  const double s = r + r * z *
-                           (-1.66666666666666324348e-01 +
-                            z * (8.33333333332248946124e-03 +
-                                 z * (-1.98412698298579493134e-04 +
-                                      z * (2.75573137070700676789e-06 +
-                                           z * (-2.50507602534068634195e-08 + z * 1.58969099521155010221e-10)))));
+  const double s =
+      r + r * z *
+              (-1.66666666666666324348e-01 +
+               z * (8.33333333332248946124e-03 +
+                    z * (-1.98412698298579493134e-04 +
+                         z * (2.75573137070700676789e-06 +
+                              z * (-2.50507602534068634195e-08 + z * 1.58969099521155010221e-10)))));
   const double c = (1.0 - 0.5 * z) +
                    z * z *
                        (4.16666666666666019037e-02 +

@@ -21,16 +21,16 @@ using namespace paretobit::binding;
 
 namespace {
 
-void pack(Codes codes, int levels, Matrix<uint8_t> out, int threads) {
-  const size_t rows = codes.shape(0), columns = codes.shape(1);
-  require(is_shape(out, rows, paretobit::row_bytes(levels, columns)), "packed rows of the wrong size");
-  paretobit::pack(codes.data(), rows, columns, levels, out.data(), threads);
+void pack(Codes codes, int levels, size_t group, Matrix<uint8_t> out, int threads) {
+  const auto at = paretobit::layout_of(levels, codes.shape(0), codes.shape(1), group);
+  require(is_shape(out, at.tiles, at.tile_bytes), "packed tiles of the wrong size");
+  paretobit::pack(at, codes.data(), out.data(), threads);
 }
 
-void unpack(Codes packed, int levels, Matrix<uint8_t> out, int threads) {
-  const size_t rows = out.shape(0), columns = out.shape(1);
-  require(is_shape(packed, rows, paretobit::row_bytes(levels, columns)), "packed rows of the wrong size");
-  paretobit::unpack(packed.data(), rows, columns, levels, out.data(), threads);
+void unpack(Codes packed, int levels, size_t group, Matrix<uint8_t> out, int threads) {
+  const auto at = paretobit::layout_of(levels, out.shape(0), out.shape(1), group);
+  require(is_shape(packed, at.tiles, at.tile_bytes), "packed tiles of the wrong size");
+  paretobit::unpack(at, packed.data(), out.data(), threads);
 }
 
 void dequant(Codes codes, Halves scale, std::optional<Codes> zero, size_t group, float offset,
@@ -41,17 +41,6 @@ void dequant(Codes codes, Halves scale, std::optional<Codes> zero, size_t group,
   require(!zero || is_shape(*zero, rows, groups), "zero points do not fit the groups");
   paretobit::dequant(codes.data(), zero ? zero->data() : nullptr, {scale.data(), group, offset}, rows,
                      columns, out.data(), threads);
-}
-
-void dequantize(Codes packed, Halves scale, std::optional<Codes> zero, int levels, size_t group, float offset,
-                Matrix<float> out, int threads) {
-  const size_t rows = out.shape(0), columns = out.shape(1), groups = groups_of(columns, group);
-  require(is_shape(packed, rows, paretobit::row_bytes(levels, columns)), "packed rows of the wrong size");
-  require(is_shape(scale, rows, groups), "scales do not fit the groups");
-  require(!zero || is_shape(*zero, rows, paretobit::row_bytes(levels, groups)),
-          "packed zero points of the wrong size");
-  paretobit::dequantize(packed.data(), zero ? zero->data() : nullptr, {scale.data(), group, offset}, levels,
-                        rows, columns, out.data(), threads);
 }
 
 void scale_search(Matrix<const float> w, std::optional<Array<const float, 1>> importance, int levels,
@@ -144,16 +133,16 @@ NB_MODULE(_native, m) {
   m.doc() = "paretobit's compiled part; use it through paretobit.native";
   const auto as_is = [](const char* name) { return nb::arg(name).noconvert(); };
   m.def("available", &paretobit::available);
-  m.def("pack", &pack, as_is("codes"), "levels"_a, as_is("out"), "threads"_a, Release());
-  m.def("unpack", &unpack, as_is("packed"), "levels"_a, as_is("out"), "threads"_a, Release());
+  m.def("pack", &pack, as_is("codes"), "levels"_a, "group"_a, as_is("out"), "threads"_a, Release());
+  m.def("unpack", &unpack, as_is("packed"), "levels"_a, "group"_a, as_is("out"), "threads"_a, Release());
   m.def("dequant", &dequant, as_is("codes"), as_is("scale"), as_is("zero").none(), "group"_a, "offset"_a,
         as_is("out"), "threads"_a, Release());
-  m.def("dequantize", &dequantize, as_is("packed"), as_is("scale"), as_is("zero").none(), "levels"_a,
-        "group"_a, "offset"_a, as_is("out"), "threads"_a, Release());
   m.def("scale_search", &scale_search, as_is("w"), as_is("importance").none(), "levels"_a, "group"_a,
         "kind"_a, "offset"_a, as_is("coarse"), as_is("fine"), as_is("scale"), as_is("zero").none(),
         as_is("error"), "isa"_a, "threads"_a, Release());
   define_feed_back<float>(m);
   define_feed_back<double>(m);
+  paretobit::define_layers(m);
+  paretobit::define_model(m);
   paretobit::define_multiply(m);
 }

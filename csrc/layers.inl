@@ -1,6 +1,6 @@
 // Everything of a decoder but its matrices: norms, rotations, attention, gates. Included once per ISA after
-// multiply.inl. A reduction runs over sixteen lanes, lane l taking elements l, l + 16, …, or over channels or positions
-// in their order: the result depends neither on the ISA nor on what is computed beside it.
+// multiply.inl. A reduction runs over sixteen lanes, lane l taking elements l, l + 16, …, or over channels or
+// positions in their order: the result depends neither on the ISA nor on what is computed beside it.
 
 PARETOBIT_INLINE void store_some(float* to, const Lanes& a, size_t count) {
   if (count >= 16) return store(to, a);
@@ -17,8 +17,8 @@ PARETOBIT_INLINE float highest(const Lanes& a) {
   return lane[0];
 }
 
-// e^x, within 1.2 · 2^-23 of it relatively; 0 below -87.3 and e^88 above 88. x = n ln 2 + r with ln 2 in two parts, then
-// the polynomial of Cephes' expf on |r| <= ln 2 / 2, times 2^n.
+// e^x, within 1.2 · 2^-23 of it relatively; 0 below -87.3 and e^88 above 88. x = n ln 2 + r with ln 2 in two
+// parts, then the polynomial of Cephes' expf on |r| <= ln 2 / 2, times 2^n.
 PARETOBIT_INLINE Lanes exponential(const Lanes& x) {
   const Lanes low = all(-87.3f), magic = all(12582912.0f);
   const Lanes inside = most(low, least(all(88.0f), x));  // in this order NaN stays
@@ -53,13 +53,14 @@ void add(float* x, const float* y, size_t count) {
 }
 
 void scale(float* x, float factor, size_t count) {
-  for (size_t i = 0; i < count; i += 16) store_some(x + i, load_some(x + i, count - i) * all(factor), count - i);
+  for (size_t i = 0; i < count; i += 16)
+    store_some(x + i, load_some(x + i, count - i) * all(factor), count - i);
 }
 
 // silu(g) = g / (1 + e^-g). gelu with tanh is g / (1 + e^-2u), u = √(2/π) (g + 0.044715 g³), since
 // (1 + tanh u) / 2 = 1 / (1 + e^-2u).
 void gate(Activation activation, float* gates, const float* up, size_t count) {
-  const bool gelu = activation == Activation::kGelu;
+  const bool gelu = activation == Activation::kGeluTanh;
   for (size_t i = 0; i < count; i += 16) {
     const Lanes g = load_some(gates + i, count - i);
     const Lanes slope = gelu ? all(-1.5957691216f) * (all(1.0f) + all(0.044715f) * (g * g)) : all(-1.0f);
@@ -104,15 +105,16 @@ void to_half(const float* from, uint16_t* to, size_t count) {
 PARETOBIT_INLINE Lanes load_wide(const float* from) { return load(from); }
 PARETOBIT_INLINE Lanes load_wide(const uint16_t* from) { return from_half(from); }
 
-// What is known of a query's softmax so far, all relative to e^most: floats [0] most, [16, 32) the weights' sum by
-// lanes, [32, 32 + width) the weighted sum of values.
+// What is known of a query's softmax so far, all relative to e^most: floats [0] most, [16, 32) the weights'
+// sum by lanes, [32, 32 + width) the weighted sum of values.
 constexpr size_t kSum = 16, kValues = 32;
 
 // Scores of kHeads queries at the block's positions [begin, end), -inf around them; the highest of each.
 template <class T, int kHeads>
 PARETOBIT_INLINE void score(const AttendArgs& a, const T* keys, const float* q, size_t begin, size_t end,
                             float scores[][kPositions], float* top) {
-  constexpr size_t kWide = PARETOBIT_WIDTH == 16 ? 2 : 1;  // what keeps the adders busy and fits the registers
+  constexpr size_t kWide =
+      PARETOBIT_WIDTH == 16 ? 2 : 1;  // what keeps the adders busy and fits the registers
   constexpr float kNone = -__builtin_inff();
   const float numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   Lanes tops[kHeads];
@@ -139,7 +141,8 @@ PARETOBIT_INLINE void score(const AttendArgs& a, const T* keys, const float* q, 
   for (int h = 0; h < kHeads; ++h) top[h] = highest(tops[h]);
 }
 
-// From scores to weights, in place, and their sum; what was summed before is made relative to the new maximum.
+// From scores to weights, in place, and their sum; what was summed before is made relative to the new
+// maximum.
 PARETOBIT_INLINE void weigh(float* state, float top, size_t width, size_t begin, size_t end, float* scores) {
   Lanes sum = load(state + kSum);
   if (state[0] < top) {
@@ -158,8 +161,8 @@ PARETOBIT_INLINE void weigh(float* state, float top, size_t width, size_t begin,
 
 // kHeads queries of one token meet the block's positions [begin, end).
 template <int kHeads, class T>
-void attend_block(const AttendArgs& a, const T* keys, const T* values, const float* q, size_t begin, size_t end,
-                  float* states) {
+void attend_block(const AttendArgs& a, const T* keys, const T* values, const float* q, size_t begin,
+                  size_t end, float* states) {
   const size_t width = a.width, stride = kValues + width;
   float scores[kHeads][kPositions], top[kHeads];
   score<T, kHeads>(a, keys, q, begin, end, scores, top);
@@ -176,8 +179,8 @@ void attend_block(const AttendArgs& a, const T* keys, const T* values, const flo
 }
 
 template <class T>
-void attend_heads(size_t heads, const AttendArgs& a, const T* keys, const T* values, const float* q, size_t begin,
-                  size_t end, float* states) {
+void attend_heads(size_t heads, const AttendArgs& a, const T* keys, const T* values, const float* q,
+                  size_t begin, size_t end, float* states) {
   switch (heads) {
     case 1: return attend_block<1>(a, keys, values, q, begin, end, states);
     case 2: return attend_block<2>(a, keys, values, q, begin, end, states);
@@ -186,7 +189,8 @@ void attend_heads(size_t heads, const AttendArgs& a, const T* keys, const T* val
   }
 }
 
-// At most kQueries queries, block by block. Where several tokens or many heads read a block, it is widened once.
+// At most kQueries queries, block by block. Where several tokens or many heads read a block, it is widened
+// once.
 void attend_some(const AttendArgs& a, size_t first, size_t last) {
   constexpr size_t kTogether = 4;
   const size_t width = a.width, stride = kValues + width, keys_size = a.head_dim * kPositions;
@@ -198,7 +202,8 @@ void attend_some(const AttendArgs& a, size_t first, size_t last) {
   }
   const auto oldest = [&](size_t position) { return position < a.window ? 0 : position + 1 - a.window; };
   const size_t newest = a.position + (last - 1) / a.group;
-  for (size_t block = oldest(a.position + first / a.group) / kPositions; block <= newest / kPositions; ++block) {
+  for (size_t block = oldest(a.position + first / a.group) / kPositions; block <= newest / kPositions;
+       ++block) {
     const size_t start = block * kPositions;
     const uint16_t* keys = a.blocks[block] + a.offset;
     const uint16_t* values = keys + keys_size;
@@ -209,7 +214,8 @@ void attend_some(const AttendArgs& a, size_t first, size_t last) {
     for (size_t i = first, heads; i < last; i += heads) {
       const size_t token = i / a.group, position = a.position + token, head = i % a.group;
       heads = std::min({kTogether, last - i, a.group - head});
-      const size_t begin = std::max(oldest(position), start), end = std::min(position + 1, start + kPositions);
+      const size_t begin = std::max(oldest(position), start),
+                   end = std::min(position + 1, start + kPositions);
       if (begin >= end) continue;
       const float* q = a.q + token * a.q_stride + head * a.head_dim;
       float* state = states + (i - first) * stride;
@@ -223,7 +229,8 @@ void attend_some(const AttendArgs& a, size_t first, size_t last) {
     const float* state = states + (i - first) * stride;
     const Lanes sum = all(tree_sum(load(state + kSum)));
     float* out = a.out + i / a.group * a.out_stride + i % a.group * a.head_dim;
-    for (size_t c = 0; c < a.head_dim; c += 16) store_some(out + c, load(state + kValues + c) / sum, a.head_dim - c);
+    for (size_t c = 0; c < a.head_dim; c += 16)
+      store_some(out + c, load(state + kValues + c) / sum, a.head_dim - c);
   }
 }
 

@@ -4,20 +4,23 @@
 #include <stdexcept>
 #include <utility>
 
+#include "half.h"
+
 namespace paretobit {
 namespace {
 
-// As in paretobit/arch/resolve.py: an order of magnitude above any published decoder, and no product overflows.
-constexpr size_t kMostHidden = size_t(1) << 18, kMostIntermediate = size_t(1) << 20, kMostLayers = size_t(1) << 12,
-                 kMostHeads = size_t(1) << 12, kMostHeadDim = size_t(1) << 13, kMostVocab = size_t(1) << 24,
-                 kMostPositions = size_t(1) << 30;
+// As in paretobit/arch/resolve.py: an order of magnitude above any published decoder, and no product
+// overflows.
+constexpr size_t kMostHidden = size_t(1) << 18, kMostIntermediate = size_t(1) << 20,
+                 kMostLayers = size_t(1) << 12, kMostHeads = size_t(1) << 12, kMostHeadDim = size_t(1) << 13,
+                 kMostVocab = size_t(1) << 24, kMostPositions = size_t(1) << 30;
 constexpr double kMostRadians = 1e6;
 constexpr size_t kLeastGroup = 16;
 
 constexpr const char* kMatrixNames[] = {"q", "k", "v", "o", "gate", "up", "down"};
-constexpr const char* kVectorNames[] = {"attn_norm", "mlp_norm",  "post_attn_norm", "post_mlp_norm", "q_norm",
-                                        "k_norm",    "q_bias",    "k_bias",         "v_bias",        "o_bias",
-                                        "gate_bias", "up_bias",   "down_bias"};
+constexpr const char* kVectorNames[] = {"attn_norm", "mlp_norm", "post_attn_norm", "post_mlp_norm", "q_norm",
+                                        "k_norm",    "q_bias",   "k_bias",         "v_bias",        "o_bias",
+                                        "gate_bias", "up_bias",  "down_bias"};
 
 void require(bool holds, const std::string& what) {
   if (!holds) throw std::invalid_argument(what);
@@ -44,16 +47,22 @@ bool aligned(const void* data, size_t bytes) { return reinterpret_cast<uintptr_t
 
 template <class T>
 void require_span(const Span<T>& span, size_t size, const char* name) {
-  require(span.data && span.size == size, std::string(name) + " of " + std::to_string(span.size) + " elements where " +
-                                              std::to_string(size) + " are needed");
+  require(span.data && span.size == size, std::string(name) + " of " + std::to_string(span.size) +
+                                              " elements where " + std::to_string(size) + " are needed");
   require(aligned(span.data, alignof(T)), std::string(name) + " do not lie aligned");
+}
+
+bool finite(const Span<uint16_t>& halves) {
+  bool all = true;  // without leaving early, so that the compiler takes many at once
+  for (size_t i = 0; i < halves.size; ++i) all &= half_is_finite(halves.data[i]);
+  return all;
 }
 
 Matrix checked(const Stored& s, size_t rows, size_t columns) {
   require(s.format <= Format::kF32, "unknown format");
   require(s.rows == rows && s.columns == columns,
-          "shape (" + std::to_string(s.rows) + ", " + std::to_string(s.columns) + ") where (" + std::to_string(rows) +
-              ", " + std::to_string(columns) + ") is needed");
+          "shape (" + std::to_string(s.rows) + ", " + std::to_string(s.columns) + ") where (" +
+              std::to_string(rows) + ", " + std::to_string(columns) + ") is needed");
   if (is_float(s.format)) {
     const Layout layout(s.format, rows, columns, columns);
     require_span(s.codes, rows * columns * float_bytes(s.format), "values");
@@ -61,10 +70,12 @@ Matrix checked(const Stored& s, size_t rows, size_t columns) {
     require(!s.scale.data && !s.zero.data, "scales or zero points of a matrix of floats");
     return {layout, s.codes.data, nullptr, nullptr, 0};
   }
-  require(s.group == columns || (s.group >= kLeastGroup && s.group < columns), "groups of an impossible size");
+  require(s.group == columns || (s.group >= kLeastGroup && s.group < columns),
+          "groups of an impossible size");
   const Layout layout(s.format, rows, columns, s.group);
   require_span(s.codes, layout.tiles * layout.tile_bytes, "codes");
   require_span(s.scale, layout.tiles * layout.groups * kTile, "scales");
+  require(finite(s.scale), "scales that are not finite");
   if (s.zero.data)
     require_span(s.zero, layout.tiles * layout.groups * zero_bytes(s.format), "zero points");
   else
@@ -153,12 +164,14 @@ void Model::add_vector(const std::string& role, size_t layer, Span<float> values
 }
 
 void Model::seal() {
-  require(embed_ && (config_.tied || head_) && !final_norm_.empty(), "embedding, head or final norm is missing");
+  require(embed_ && (config_.tied || head_) && !final_norm_.empty(),
+          "embedding, head or final norm is missing");
   for (const Layer& layer : layers_) {
     for (size_t i = 0; i < kMatrixRoles; ++i)
       require(layer.matrices[i].has_value(), std::string("missing: '") + kMatrixNames[i] + "'");
     for (size_t i = 0; i < kVectorRoles; ++i)
-      require(layer.vectors[i].size() == length(VectorRole(i)), std::string("missing: '") + kVectorNames[i] + "'");
+      require(layer.vectors[i].size() == length(VectorRole(i)),
+              std::string("missing: '") + kVectorNames[i] + "'");
   }
   sealed_ = true;
 }

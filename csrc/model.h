@@ -1,5 +1,6 @@
-// A decoder's dimensions and weights. Everything that comes in is checked here, whoever sends it; what is inside can be
-// trusted. Matrices stay where they are, so whoever adds one keeps it alive; vectors are copied.
+// A decoder's dimensions and weights. Everything that comes in is checked here, whoever sends it; what is
+// inside can be trusted. Matrices stay where they are, so whoever adds one keeps it alive; vectors are
+// copied.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +19,8 @@ struct Span {
   size_t size = 0;
 };
 
-// Rotary embedding: radians a position of each of the head_dim / 2 channel pairs, and a factor on cosine and sine.
+// Rotary embedding: radians a position of each of the head_dim / 2 channel pairs, and a factor on cosine and
+// sine.
 struct Rope {
   std::vector<double> radians;
   double factor = 1.0;
@@ -36,8 +38,8 @@ struct Config {
   size_t layers() const { return windows.size(); }
 };
 
-// A matrix as a file stores it; docs/FORMAT.md has the sizes. Scales except in the float formats, zero points only
-// where the grid stores them; without, twice_zero is twice the grid's own.
+// A matrix as a file stores it; docs/FORMAT.md has the sizes. Scales except in the float formats, zero points
+// only where the grid stores them; without, twice_zero is twice the grid's own.
 struct Stored {
   Format format = Format::kF32;
   size_t rows = 0, columns = 0, group = 0;  // group = columns for one scale a row
@@ -71,8 +73,9 @@ class Model {
   explicit Model(Config config);
   // role: "embed" or "head" (layer 0), or "q", "k", "v", "o", "gate", "up", "down" of a layer.
   void add_matrix(const std::string& role, size_t layer, const Stored& stored);
-  // role: "final_norm" (layer 0), or of a layer "attn_norm", "mlp_norm", "post_attn_norm", "post_mlp_norm", "q_norm",
-  // "k_norm", "q_bias", "k_bias", "v_bias", "o_bias", "gate_bias", "up_bias", "down_bias". Norms come as stored.
+  // role: "final_norm" (layer 0), or of a layer "attn_norm", "mlp_norm", "post_attn_norm", "post_mlp_norm",
+  // "q_norm", "k_norm", "q_bias", "k_bias", "v_bias", "o_bias", "gate_bias", "up_bias", "down_bias". Norms
+  // come as stored.
   void add_vector(const std::string& role, size_t layer, Span<float> values);
   // Checks that nothing is missing; nothing can be added afterwards.
   void seal();

@@ -1,157 +1,239 @@
 #include "pack.h"
 
-#include <array>
+#include <cstring>
 #include <stdexcept>
 #include <string>
-#include <vector>
+#include <type_traits>
 
 #include "half.h"
 #include "threads.h"
 
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "paretobit packs with little-endian 64-bit loads"
-#endif
-
 namespace paretobit {
 namespace {
 
-constexpr size_t kMostColumns = size_t(1) << 40;  // columns * 8 bits stays far from overflow
+constexpr size_t kMost = size_t(1) << 5 * sizeof(size_t);  // rows or columns: 2^40 in 64 bits, far from overflow
+constexpr size_t kSet = kTile / 2, kQuad = 4, kWords = kVector / 8;
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
 
-// The low `bits` of each of eight equal fields, moved apart so that each field starts a byte; three halvings.
-template <int kBits>
-inline uint64_t spread(uint64_t x) {
-  constexpr uint64_t kHalf = (uint64_t(1) << 4 * kBits) - 1;
-  constexpr uint64_t kQuarter = ((uint64_t(1) << 2 * kBits) - 1) * 0x0000000100000001u;
-  constexpr uint64_t kCode = ((uint64_t(1) << kBits) - 1) * 0x0001000100010001u;
-  x = (x & kHalf) | (x >> 4 * kBits & kHalf) << 32;
-  x = (x & kQuarter) | (x >> 2 * kBits & kQuarter) << 16;
-  return (x & kCode) | (x >> kBits & kCode) << 8;
+[[noreturn]] void refuse_code(int code, int levels) {
+  refuse("code " + std::to_string(code) + " on a grid of " + std::to_string(levels) + " levels");
 }
 
-// The inverse of spread: eight bytes below 2^bits into the low 8 * bits.
-template <int kBits>
-inline uint64_t gather(uint64_t x) {
-  constexpr uint64_t kCode = ((uint64_t(1) << kBits) - 1) * 0x0001000100010001u;
-  constexpr uint64_t kQuarter = ((uint64_t(1) << 2 * kBits) - 1) * 0x0000000100000001u;
-  constexpr uint64_t kHalf = (uint64_t(1) << 4 * kBits) - 1;
-  x = (x & kCode) | (x >> 8 & kCode) << kBits;
-  x = (x & kQuarter) | (x >> 16 & kQuarter) << 2 * kBits;
-  return (x & kHalf) | (x >> 32 & kHalf) << 4 * kBits;
-}
+// 64 bytes as words: whatever is done to all bytes alike is done to eight at a time, in any byte order.
+struct Vector {
+  uint64_t word[kWords];
+};
 
-template <int kBits>
-void pack_bits(const uint8_t* codes, size_t n, uint8_t* packed) {
-  size_t i = 0;
-  for (; i + 8 <= n; i += 8, packed += kBits) {
-    uint64_t bytes;
-    std::memcpy(&bytes, codes + i, 8);
-    const uint64_t word = gather<kBits>(bytes);
-    std::memcpy(packed, &word, kBits);
+constexpr uint64_t every_byte(unsigned value) { return value * 0x0101010101010101u; }
+
+// One unit of one tile, in its three forms: rows of codes, planes of codes, packed vectors.
+template <Format F>
+struct Unit {
+  static constexpr size_t kColumns = unit_columns(F), kQuads = kColumns / kQuad, kPlanes = 2 * kQuads;
+  static constexpr size_t kVectors = unit_vectors(F);
+  uint8_t rows[kTile][kColumns];
+  Vector planes[kPlanes];
+  Vector vectors[kVectors];
+
+  void rows_to_planes() {
+    for (size_t r = 0; r < kTile; ++r)
+      for (size_t q = 0; q < kQuads; ++q) std::memcpy(in_plane(r, q), rows[r] + kQuad * q, kQuad);
   }
-  if (i == n) return;
-  uint64_t bytes = 0;
-  std::memcpy(&bytes, codes + i, n - i);
-  const uint64_t word = gather<kBits>(bytes);
-  std::memcpy(packed, &word, ((n - i) * kBits + 7) / 8);
+  void planes_to_rows() {
+    for (size_t r = 0; r < kTile; ++r)
+      for (size_t q = 0; q < kQuads; ++q) std::memcpy(rows[r] + kQuad * q, in_plane(r, q), kQuad);
+  }
+  // Four codes of row r: plane (r / 16, q), bytes 4 * (r % 16) ...
+  uint8_t* in_plane(size_t r, size_t q) {
+    return reinterpret_cast<uint8_t*>(&planes[r / kSet * kQuads + q]) + r % kSet * kQuad;
+  }
+  uint8_t largest_code() const {
+    const auto* code = reinterpret_cast<const uint8_t*>(planes);
+    uint8_t most = 0;
+    for (size_t i = 0; i < sizeof planes; ++i) most = std::max(most, code[i]);
+    return most;
+  }
+};
+
+// The kBits bits from kFrom on of all eight planes; 8 / kBits planes lie side by side in a vector, the first lowest.
+template <int kBits, int kFrom>
+void join(const Vector* planes, Vector* vectors) {
+  constexpr uint64_t kMask = every_byte((1u << kBits) - 1);
+  constexpr size_t kShare = 8 / kBits;
+  for (size_t v = 0; v < kBits; ++v)
+    for (size_t w = 0; w < kWords; ++w) {
+      uint64_t word = 0;
+      for (size_t f = 0; f < kShare; ++f)
+        word |= (planes[kShare * v + f].word[w] >> kFrom & kMask) << kBits * f;
+      vectors[v].word[w] = word;
+    }
 }
 
-template <int kBits>
-void unpack_bits(const uint8_t* packed, size_t n, uint8_t* codes) {
-  const size_t bytes = (n * kBits + 7) / 8;
-  size_t i = 0, at = 0;
-  for (; i + 8 <= n && at + 8 <= bytes; i += 8, at += kBits) {
-    uint64_t word;  // a whole load, of which the low 8 * kBits are used
-    std::memcpy(&word, packed + at, 8);
-    word = spread<kBits>(word);
-    std::memcpy(codes + i, &word, 8);
-  }
-  for (; i < n; i += 8, at += kBits) {
-    uint64_t word = 0;
-    std::memcpy(&word, packed + at, std::min<size_t>(kBits, bytes - at));
-    word = spread<kBits>(word);
-    std::memcpy(codes + i, &word, std::min<size_t>(8, n - i));
-  }
-  const int used = int((n * kBits - 1) % 8) + 1;
-  if (packed[bytes - 1] >> used) refuse("a packed row does not end in zero bits");
+// The inverse: the piece is added to what the planes hold already, or starts them.
+template <int kBits, int kFrom>
+void split(const Vector* vectors, Vector* planes) {
+  constexpr uint64_t kMask = every_byte((1u << kBits) - 1);
+  constexpr size_t kShare = 8 / kBits;
+  for (size_t v = 0; v < kBits; ++v)
+    for (size_t f = 0; f < kShare; ++f)
+      for (size_t w = 0; w < kWords; ++w) {
+        const uint64_t piece = (vectors[v].word[w] >> kBits * f & kMask) << kFrom;
+        uint64_t& plane = planes[kShare * v + f].word[w];
+        plane = kFrom ? plane | piece : piece;
+      }
 }
 
-void pack_trits(const uint8_t* codes, size_t n, uint8_t* packed) {
-  size_t i = 0;
-  for (; i + 5 <= n; i += 5)
-    *packed++ =
-        uint8_t(codes[i] + 3 * codes[i + 1] + 9 * codes[i + 2] + 27 * codes[i + 3] + 81 * codes[i + 4]);
-  int byte = 0;
-  for (size_t last = n; last > i; --last) byte = 3 * byte + codes[last - 1];
-  if (i < n) *packed = uint8_t(byte);
+// Two planes a vector leave two bits of each: planes 6 and 7 take those, their third bits those of the last.
+void join_three(const Vector* p, Vector* v) {
+  constexpr uint64_t kLow = every_byte(3), kThird = every_byte(4);
+  for (size_t w = 0; w < kWords; ++w) {
+    const uint64_t six = p[6].word[w], seven = p[7].word[w];
+    v[0].word[w] = p[0].word[w] | p[1].word[w] << 3 | (six & kLow) << 6;
+    v[1].word[w] = p[2].word[w] | p[3].word[w] << 3 | (seven & kLow) << 6;
+    v[2].word[w] = p[4].word[w] | p[5].word[w] << 3 | (six & kThird) << 4 | (seven & kThird) << 5;
+  }
 }
 
-constexpr uint64_t kNotTrits = uint64_t(1) << 63;
-
-// Byte -> its five codes in the low five bytes; bytes of 243 and more carry a mark in the highest bit.
-constexpr std::array<uint64_t, 256> trit_table() {
-  std::array<uint64_t, 256> table{};
-  for (int byte = 0; byte < 256; ++byte) {
-    int rest = byte;
-    for (int i = 0; i < 5; ++i, rest /= 3) table[size_t(byte)] |= uint64_t(rest % 3) << 8 * i;
-    if (byte >= 243) table[size_t(byte)] = kNotTrits;
+void split_three(const Vector* v, Vector* p) {
+  constexpr uint64_t kCode = every_byte(7), kLow = every_byte(3), kThird = every_byte(4);
+  for (size_t w = 0; w < kWords; ++w) {
+    for (size_t i = 0; i < 3; ++i) {
+      p[2 * i].word[w] = v[i].word[w] & kCode;
+      p[2 * i + 1].word[w] = v[i].word[w] >> 3 & kCode;
+    }
+    p[6].word[w] = (v[0].word[w] >> 6 & kLow) | (v[2].word[w] >> 4 & kThird);
+    p[7].word[w] = (v[1].word[w] >> 6 & kLow) | (v[2].word[w] >> 5 & kThird);
   }
-  return table;
-}
-constexpr std::array<uint64_t, 256> kTrits = trit_table();
-
-void unpack_trits(const uint8_t* packed, size_t n, uint8_t* codes) {
-  const size_t bytes = (n + 4) / 5;
-  uint64_t marks = 0;
-  size_t i = 0, at = 0;
-  for (; i + 8 <= n; i += 5, ++at) {  // stores eight bytes; the next store covers the three too many
-    const uint64_t five = kTrits[packed[at]];
-    marks |= five;
-    std::memcpy(codes + i, &five, 8);
-  }
-  for (; at < bytes; i += 5, ++at) {
-    const uint64_t five = kTrits[packed[at]];
-    marks |= five;
-    std::memcpy(codes + i, &five, std::min<size_t>(5, n - i));
-    if (n - i < 5 && five >> 8 * (n - i)) marks |= kNotTrits;
-  }
-  if (marks & kNotTrits) refuse("a ternary byte is above 242, or a packed row does not end in zeros");
 }
 
-void check_codes(const uint8_t* codes, size_t n, int levels) {
+// Five digits n to a byte, floor(256 n / 243): three times one more carries the first digit out of its eight bits.
+void join_trits(const Vector* planes, Vector* vectors) {
+  for (size_t s = 0; s < 2; ++s) {
+    const auto* digit = reinterpret_cast<const uint8_t*>(planes + 5 * s);
+    auto* out = reinterpret_cast<uint8_t*>(vectors + s);
+    for (size_t i = 0; i < kVector; ++i) {
+      unsigned n = 0;
+      for (size_t q = 0; q < 5; ++q) n = 3 * n + digit[kVector * q + i];
+      out[i] = uint8_t(256 * n / 243);
+    }
+  }
+}
+
+// False on a byte that stands for no digits: 243 times one more than one that does, less 256 n, leaves at most 243.
+bool split_trits(const Vector* vectors, Vector* planes) {
   uint8_t most = 0;
-  for (size_t i = 0; i < n; ++i) most = std::max(most, codes[i]);
-  if (most >= levels)
-    refuse("code " + std::to_string(most) + " on a grid of " + std::to_string(levels) + " levels");
+  for (size_t s = 0; s < 2; ++s) {
+    const auto* in = reinterpret_cast<const uint8_t*>(vectors + s);
+    auto* digit = reinterpret_cast<uint8_t*>(planes + 5 * s);
+    uint8_t rest[kVector];
+    std::memcpy(rest, in, kVector);
+    for (size_t q = 0; q < 5; ++q)
+      for (size_t i = 0; i < kVector; ++i) {
+        const uint16_t three = uint16_t(3 * rest[i] + 3);
+        digit[kVector * q + i] = uint8_t(three >> 8);
+        rest[i] = uint8_t(three - 1);
+      }
+    for (size_t i = 0; i < kVector; ++i) most = std::max(most, rest[i]);
+  }
+  return most < 243;
 }
 
-void pack_row(const uint8_t* codes, size_t n, int levels, uint8_t* packed) {
-  check_codes(codes, n, levels);
-  switch (code_bits(levels)) {
-    case 0: return pack_trits(codes, n, packed);
-    case 1: return pack_bits<1>(codes, n, packed);
-    case 2: return pack_bits<2>(codes, n, packed);
-    case 3: return pack_bits<3>(codes, n, packed);
-    case 4: return pack_bits<4>(codes, n, packed);
-    case 5: return pack_bits<5>(codes, n, packed);
-    case 6: return pack_bits<6>(codes, n, packed);
-    default: std::memcpy(packed, codes, n);
+template <Format F>
+void encode(Unit<F>& unit) {
+  const Vector* p = unit.planes;
+  Vector* v = unit.vectors;
+  const uint8_t most = unit.largest_code();
+  if (most >= levels_of(F)) refuse_code(most, levels_of(F));
+  if constexpr (F == Format::kTrits) join_trits(p, v);
+  if constexpr (F == Format::k1) join<1, 0>(p, v);
+  if constexpr (F == Format::k2) join<2, 0>(p, v);
+  if constexpr (F == Format::k3) join_three(p, v);
+  if constexpr (F == Format::k4 || F == Format::k5 || F == Format::k6) join<4, 0>(p, v);
+  if constexpr (F == Format::k5) join<1, 4>(p, v + 4);
+  if constexpr (F == Format::k6) join<2, 4>(p, v + 4);
+  if constexpr (F == Format::k8) join<8, 0>(p, v);
+}
+
+template <Format F>
+void decode(Unit<F>& unit) {
+  const Vector* v = unit.vectors;
+  Vector* p = unit.planes;
+  if constexpr (F == Format::kTrits)
+    if (!split_trits(v, p)) refuse("a ternary byte stands for no five digits");
+  if constexpr (F == Format::k1) split<1, 0>(v, p);
+  if constexpr (F == Format::k2) split<2, 0>(v, p);
+  if constexpr (F == Format::k3) split_three(v, p);
+  if constexpr (F == Format::k4 || F == Format::k5 || F == Format::k6) split<4, 0>(v, p);
+  if constexpr (F == Format::k5) split<1, 4>(v + 4, p);
+  if constexpr (F == Format::k6) split<2, 4>(v + 4, p);
+  if constexpr (F == Format::k8) {
+    split<8, 0>(v, p);
+    if (unit.largest_code() == 255) refuse_code(255, 255);
   }
 }
 
-void unpack_row(const uint8_t* packed, size_t n, int levels, uint8_t* codes) {
-  switch (code_bits(levels)) {
-    case 0: return unpack_trits(packed, n, codes);
-    case 1: return unpack_bits<1>(packed, n, codes);
-    case 2: return unpack_bits<2>(packed, n, codes);
-    case 3: return unpack_bits<3>(packed, n, codes);
-    case 4: return unpack_bits<4>(packed, n, codes);
-    case 5: return unpack_bits<5>(packed, n, codes);
-    case 6: return unpack_bits<6>(packed, n, codes);
-    default: std::memcpy(codes, packed, n);
+// Calls use(first column, columns, packed unit) on every unit of a tile.
+template <class Byte, class Use>
+void for_units(const Layout& at, Byte* packed, Use&& use) {
+  const size_t bytes = unit_vectors(at.format) * kVector;
+  for (size_t g = 0; g < at.groups; ++g) {
+    const size_t end = std::min((g + 1) * at.group, at.columns);
+    for (size_t column = g * at.group; column < end; column += at.unit, packed += bytes)
+      use(column, std::min(at.unit, end - column), packed);
   }
-  check_codes(codes, n, levels);  // a byte can be a code too many
+}
+
+// `rows` of the tile are there, at `codes`, the others are padding.
+template <Format F>
+void pack_tile(const Layout& at, const uint8_t* codes, size_t rows, uint8_t* packed) {
+  Unit<F> unit;
+  for_units(at, packed, [&](size_t column, size_t columns, uint8_t* to) {
+    if (rows == kTile && columns == unit.kColumns) {
+      for (size_t r = 0; r < kTile; ++r) std::memcpy(unit.rows[r], codes + r * at.columns + column, unit.kColumns);
+    } else {
+      std::memset(unit.rows, 0, sizeof unit.rows);
+      for (size_t r = 0; r < rows; ++r) std::memcpy(unit.rows[r], codes + r * at.columns + column, columns);
+    }
+    unit.rows_to_planes();
+    encode(unit);
+    std::memcpy(to, unit.vectors, sizeof unit.vectors);
+  });
+}
+
+template <Format F>
+void unpack_tile(const Layout& at, const uint8_t* packed, size_t rows, uint8_t* codes) {
+  Unit<F> unit;
+  for_units(at, packed, [&](size_t column, size_t columns, const uint8_t* from) {
+    std::memcpy(unit.vectors, from, sizeof unit.vectors);
+    decode(unit);
+    unit.planes_to_rows();
+    if (rows == kTile && columns == unit.kColumns) {
+      for (size_t r = 0; r < kTile; ++r) std::memcpy(codes + r * at.columns + column, unit.rows[r], unit.kColumns);
+      return;
+    }
+    uint8_t padding = 0;
+    for (size_t r = 0; r < kTile; ++r)
+      for (size_t c = r < rows ? columns : 0; c < unit.kColumns; ++c) padding |= unit.rows[r][c];
+    if (padding) refuse("the padding of packed codes is not 0");
+    for (size_t r = 0; r < rows; ++r) std::memcpy(codes + r * at.columns + column, unit.rows[r], columns);
+  });
+}
+
+// Calls use with the format as a type: its `value` is a constant.
+template <class Use>
+void with_format(Format f, Use&& use) {
+  switch (f) {
+    case Format::k1: return use(std::integral_constant<Format, Format::k1>());
+    case Format::kTrits: return use(std::integral_constant<Format, Format::kTrits>());
+    case Format::k2: return use(std::integral_constant<Format, Format::k2>());
+    case Format::k3: return use(std::integral_constant<Format, Format::k3>());
+    case Format::k4: return use(std::integral_constant<Format, Format::k4>());
+    case Format::k5: return use(std::integral_constant<Format, Format::k5>());
+    case Format::k6: return use(std::integral_constant<Format, Format::k6>());
+    case Format::k8: return use(std::integral_constant<Format, Format::k8>());
+    default: refuse("floats are not packed");
+  }
 }
 
 void dequant_row(const uint8_t* codes, const uint8_t* zero, const uint16_t* scale, const Affine& affine,
@@ -166,39 +248,38 @@ void dequant_row(const uint8_t* codes, const uint8_t* zero, const uint16_t* scal
 
 }  // namespace
 
-int code_bits(int levels) {
-  switch (levels) {
-    case 2: return 1;
-    case 3: return 0;
-    case 4: return 2;
-    case 8: return 3;
-    case 16: return 4;
-    case 32: return 5;
-    case 64: return 6;
-    case 255: return 8;
-    default: return -1;
-  }
+Format format_of(int levels) {
+  for (const Format f : {Format::k1, Format::kTrits, Format::k2, Format::k3, Format::k4, Format::k5, Format::k6,
+                         Format::k8})
+    if (levels_of(f) == levels) return f;
+  refuse(std::to_string(levels) + " levels have no packing");
 }
 
-size_t row_bytes(int levels, size_t columns) {
-  const int bits = code_bits(levels);
-  if (bits < 0) refuse(std::to_string(levels) + " levels have no packing");
-  if (columns < 1 || columns > kMostColumns) refuse(std::to_string(columns) + " columns cannot be packed");
-  return bits == 0 ? (columns + 4) / 5 : (columns * size_t(bits) + 7) / 8;
+Layout layout_of(int levels, size_t rows, size_t columns, size_t group) {
+  const Format format = format_of(levels);
+  if (columns < 1 || columns > kMost || rows > kMost)
+    refuse(std::to_string(rows) + " rows of " + std::to_string(columns) + " columns cannot be packed");
+  if (group < 1) refuse("a group of 0 columns");
+  return Layout(format, rows, columns, group);
 }
 
-void pack(const uint8_t* codes, size_t rows, size_t columns, int levels, uint8_t* packed, int threads) {
-  const size_t bytes = row_bytes(levels, columns);
-  parallel_rows(rows, columns, threads, [=](size_t first, size_t last) {
-    for (size_t r = first; r < last; ++r) pack_row(codes + r * columns, columns, levels, packed + r * bytes);
+void pack(const Layout& at, const uint8_t* codes, uint8_t* packed, int threads) {
+  with_format(at.format, [&](auto format) {
+    parallel_rows(at.tiles, kTile * at.columns, threads, [&](size_t first, size_t last) {
+      for (size_t t = first; t < last; ++t)
+        pack_tile<decltype(format)::value>(at, codes + t * kTile * at.columns, std::min(kTile, at.rows - t * kTile),
+                                packed + t * at.tile_bytes);
+    });
   });
 }
 
-void unpack(const uint8_t* packed, size_t rows, size_t columns, int levels, uint8_t* codes, int threads) {
-  const size_t bytes = row_bytes(levels, columns);
-  parallel_rows(rows, columns, threads, [=](size_t first, size_t last) {
-    for (size_t r = first; r < last; ++r)
-      unpack_row(packed + r * bytes, columns, levels, codes + r * columns);
+void unpack(const Layout& at, const uint8_t* packed, uint8_t* codes, int threads) {
+  with_format(at.format, [&](auto format) {
+    parallel_rows(at.tiles, kTile * at.columns, threads, [&](size_t first, size_t last) {
+      for (size_t t = first; t < last; ++t)
+        unpack_tile<decltype(format)::value>(at, packed + t * at.tile_bytes, std::min(kTile, at.rows - t * kTile),
+                                  codes + t * kTile * at.columns);
+    });
   });
 }
 
@@ -209,23 +290,6 @@ void dequant(const uint8_t* codes, const uint8_t* zero, const Affine& affine, si
     for (size_t r = first; r < last; ++r)
       dequant_row(codes + r * columns, zero ? zero + r * groups : nullptr, affine.scale + r * groups, affine,
                   columns, out + r * columns);
-  });
-}
-
-void dequantize(const uint8_t* packed, const uint8_t* zero, const Affine& affine, int levels, size_t rows,
-                size_t columns, float* out, int threads) {
-  const size_t groups = (columns - 1) / affine.group + 1;
-  const size_t bytes = row_bytes(levels, columns), zero_bytes = row_bytes(levels, groups);
-  parallel_rows(rows, 4 * columns, threads, [=](size_t first, size_t last) {
-    std::vector<uint8_t> codes(columns), origin(groups);
-    for (size_t r = first; r < last; ++r) {
-      unpack_row(packed + r * bytes, columns, levels, codes.data());
-      if (zero) unpack_row(zero + r * zero_bytes, groups, levels, origin.data());
-      const uint16_t* scale = affine.scale + r * groups;
-      for (size_t g = 0; g < groups; ++g)
-        if (!half_is_finite(scale[g])) refuse("a scale is not finite");
-      dequant_row(codes.data(), zero ? origin.data() : nullptr, scale, affine, columns, out + r * columns);
-    }
   });
 }
 

@@ -4,22 +4,26 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "matrix.h"
+
 namespace paretobit {
 
-// Bits a code takes in the stream; 0 for three levels (five to a byte), -1 for a number of levels that has no
-// packing.
-int code_bits(int levels);
+// The format of codes of `levels` levels; throws std::invalid_argument on levels that have no packing.
+Format format_of(int levels);
 
-// Bytes of a row of `columns` codes; throws std::invalid_argument on levels without packing or absurd
-// columns.
-size_t row_bytes(int levels, size_t columns);
+// Codes of a grid; `f` is not a float.
+constexpr int levels_of(Format f) {
+  return f == Format::kTrits ? 3 : f == Format::k8 ? 255 : 1 << unit_vectors(f);
+}
 
-// codes (rows, columns) -> packed (rows, row_bytes); throws std::invalid_argument on a code outside the grid.
-void pack(const uint8_t* codes, size_t rows, size_t columns, int levels, uint8_t* packed, int threads);
+// Throws std::invalid_argument on levels without packing, on no or absurdly many rows or columns, on a group of none.
+Layout layout_of(int levels, size_t rows, size_t columns, size_t group);
 
-// packed (rows, row_bytes) -> codes (rows, columns); throws std::invalid_argument on bytes that no pack()
-// writes.
-void unpack(const uint8_t* packed, size_t rows, size_t columns, int levels, uint8_t* codes, int threads);
+// codes (rows, columns) -> packed (tiles, tile_bytes); throws std::invalid_argument on a code outside the grid.
+void pack(const Layout& at, const uint8_t* codes, uint8_t* packed, int threads);
+
+// packed (tiles, tile_bytes) -> codes (rows, columns); throws std::invalid_argument on bytes that no pack() writes.
+void unpack(const Layout& at, const uint8_t* packed, uint8_t* codes, int threads);
 
 // What turns codes into numbers. `zero` is null where the grid has one zero point for all (`offset`).
 struct Affine {
@@ -32,9 +36,5 @@ struct Affine {
 // groups).
 void dequant(const uint8_t* codes, const uint8_t* zero, const Affine& affine, size_t rows, size_t columns,
              float* out, int threads);
-
-// The same from packed codes and packed zero points (rows, row_bytes(levels, groups)).
-void dequantize(const uint8_t* packed, const uint8_t* zero, const Affine& affine, int levels, size_t rows,
-                size_t columns, float* out, int threads);
 
 }  // namespace paretobit

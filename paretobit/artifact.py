@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from paretobit import native
+from paretobit import native, packing
 from paretobit.arch import Arch, resolve
 from paretobit.checkpoint.base import Checkpoint
 from paretobit.errors import ParetobitError
@@ -20,10 +20,10 @@ from paretobit.planfile import Plan, check_covers, read_plan
 from paretobit.qtensor import QTensor
 from paretobit.scheme import FLOATS, Grid, Scheme, parse
 from paretobit.sizes import parts
-from paretobit.tensorfile import SafetensorsFile, TensorWriter
+from paretobit.tensorfile import DTYPES, SafetensorsFile, TensorWriter, row_range
 from paretobit.work import DAMAGED, MANIFEST, read_bytes, read_json, write_atomically
 
-FORMAT = 1
+FORMAT = 2
 TENSORS, PLAN, CONFIG = "model.safetensors", "plan.json", "config.json"
 RESULTS, CARD = "results.jsonl", "README.md"
 NEEDED = (MANIFEST, TENSORS, PLAN, CONFIG)
@@ -93,10 +93,14 @@ class Artifact(Checkpoint):
         return list(self.schemes)
 
     def qtensor(self, name: str, rows: slice = slice(None)) -> QTensor:
-        """The codes, scales and zero points of `rows` of one quantized tensor."""
+        """`rows` of one quantized tensor; nothing but the tiles that hold them is read."""
+        (count, columns), tile = self.shape(name), packing.TILE
+        first, end = row_range(name, (count, columns), rows)
+        tiles = slice(first // tile, -(-end // tile))
+        start, held = first - tile * tiles.start, min(count, tile * tiles.stop) - tile * tiles.start
         grid = self.schemes[name].weight
-        columns = self.shape(name)[1]
-        found = load_stored(lambda array: np.array(self.file.map(array)[rows]), name, grid, columns)
+        found = load_stored(lambda array: self.file.map(array)[tiles], name, grid, (held, columns))
+        found = found.rows(slice(start, start + end - first))
         if not np.isfinite(found.scale).all():
             raise ParetobitError(f"{self.file.path}: {name}.scale is not finite", hint="quantize the model again")
         return found
@@ -105,7 +109,7 @@ class Artifact(Checkpoint):
         """float32, dequantized."""
         if self.schemes[name].weight.kind in FLOATS:
             return self.file.read_float32(name, rows)
-        return self.qtensor(name, slice(None) if rows is None else rows).dequant()
+        return native.dequant(self.qtensor(name, slice(None) if rows is None else rows))
 
     def nbytes(self, name: str) -> int:
         """Bytes that one tensor takes in the file, scales and zero points included."""
@@ -178,18 +182,19 @@ def _check_object(value: object, fields: Mapping[str, type], what: str) -> None:
 
 def stored(q: QTensor) -> dict[str, np.ndarray]:
     """The arrays of a quantized tensor as the file holds them, by suffix."""
-    arrays = {".codes": native.pack(q.codes, q.grid.levels), ".scale": q.scale}
+    arrays = {".codes": native.pack(q.codes, q.grid), ".scale": packing.pack_scale(q.scale)}
     if q.zero is not None:
-        arrays[".zero"] = native.pack(q.zero, q.grid.levels)
+        arrays[".zero"] = packing.pack_zero(q.zero, q.grid.levels)
     return arrays
 
 
-def load_stored(read: Callable[[str], np.ndarray], name: str, grid: Grid, columns: int) -> QTensor:
-    """The inverse of `stored`: a tensor with rows of `columns` weights from its arrays, `read(name + suffix)`."""
-    zero = None
+def load_stored(read: Callable[[str], np.ndarray], name: str, grid: Grid, shape: tuple[int, int]) -> QTensor:
+    """The inverse of `stored`: the tensor of `shape` (out, in) from its arrays, `read(name + suffix)`."""
+    groups, zero = (shape[0], grid.groups(shape[1])), None
     if grid.zero == "stored":
-        zero = native.unpack(read(name + ".zero"), grid.levels, grid.groups(columns))
-    return QTensor(native.unpack(read(name + ".codes"), grid.levels, columns), read(name + ".scale"), zero, grid)
+        zero = packing.unpack_zero(read(name + ".zero"), grid.levels, groups)
+    scale = packing.unpack_scale(read(name + ".scale"), groups)
+    return QTensor(native.unpack(read(name + ".codes"), grid, shape), scale, zero, grid)
 
 
 def exact_bf16(values: np.ndarray) -> np.ndarray | None:
@@ -216,12 +221,20 @@ def float_arrays(values: np.ndarray, scheme: Scheme | None) -> tuple[str, np.nda
     return ("F32", values.astype(np.float32)) if words16 is None else ("BF16", words16)
 
 
+def _rank(entry: tuple[str, tuple[str, tuple[int, ...]]]) -> tuple[int, int, str]:
+    """The order in the file: arrays of whole cache lines first, so that none of them straddles one; floats aligned."""
+    name, (dtype, _) = entry
+    suffixes = (".codes", ".scale", ".zero")
+    kind = next((i for i, suffix in enumerate(suffixes) if name.endswith(suffix)), len(suffixes))
+    return kind, -DTYPES[dtype].itemsize, name
+
+
 def assemble(folder: Path, source: Checkpoint, plan: Plan, manifest: Mapping[str, object], units: list[Path]) -> None:
     """Write a complete artifact into `folder` from the finished `units` (safetensors files of packed tensors)."""
     files = [SafetensorsFile(unit) for unit in units]
     where = {name: file for file in files for name in file.tensors}
-    order = sorted(where, key=lambda name: (name.endswith((".codes", ".zero")), name))
-    entries = {name: (where[name].tensors[name].dtype, where[name].tensors[name].shape) for name in order}
+    found = {name: (where[name].tensors[name].dtype, where[name].tensors[name].shape) for name in where}
+    entries = dict(sorted(found.items(), key=_rank))
     with TensorWriter(folder / TENSORS, entries, {"format": "paretobit", "version": str(FORMAT)}) as writer:
         for name in entries:
             writer.write(name, where[name].map(name))

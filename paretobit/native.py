@@ -39,20 +39,22 @@ def isa() -> str:
     return forced
 
 
-def pack(codes: np.ndarray, levels: int, *, threads: int | None = None) -> np.ndarray:  # (out, in) -> (out, row_bytes)
+def pack(
+    codes: np.ndarray, grid: Grid, *, threads: int | None = None
+) -> np.ndarray:  # (out, in) -> (tiles, tile_bytes)
     """`packing.pack`."""
-    rows, columns = packing.matrix(codes, "codes")
-    out = np.empty((rows, packing.row_bytes(levels, columns)), np.uint8)
-    _call("pack", np.ascontiguousarray(codes), levels, out, _threads(threads))
+    at = packing.Layout.of(grid, packing.matrix(codes, "codes"))
+    out = np.empty((at.tiles, at.tile_bytes), np.uint8)
+    _call("pack", np.ascontiguousarray(codes), at.levels, at.group, out, _threads(threads))
     return out
 
 
-def unpack(packed: np.ndarray, levels: int, columns: int, *, threads: int | None = None) -> np.ndarray:
-    """`packing.unpack`: codes uint8 (out, in) from packed uint8 (out, row_bytes)."""
-    rows, width = packing.matrix(packed, "packed rows")
-    packing.check_width(width, levels, columns)
-    out = np.empty((rows, columns), np.uint8)
-    _call("unpack", np.ascontiguousarray(packed), levels, out, _threads(threads))
+def unpack(packed: np.ndarray, grid: Grid, shape: tuple[int, int], *, threads: int | None = None) -> np.ndarray:
+    """`packing.unpack`: codes uint8 of `shape` (out, in) from packed uint8 (tiles, tile_bytes)."""
+    at = packing.Layout.of(grid, shape)
+    packing.check_packed(packed, (at.tiles, at.tile_bytes))
+    out = np.empty(shape, np.uint8)
+    _call("unpack", np.ascontiguousarray(packed), at.levels, at.group, out, _threads(threads))
     return out
 
 
@@ -67,43 +69,6 @@ def dequant(q: QTensor, *, threads: int | None = None) -> np.ndarray:  # (out, i
         raise ParetobitError(f"zero points of shape {zero.shape}", hint=f"this matrix takes {(rows, groups)}")
     codes, offset = np.ascontiguousarray(q.codes), 0.0 if zero is not None else q.grid.offset
     _call("dequant", codes, _words(q.scale), zero, q.grid.group or columns, offset, out, _threads(threads))
-    return out
-
-
-def dequantize(
-    packed: np.ndarray,
-    scale: np.ndarray,
-    zero: np.ndarray | None,
-    levels: int,
-    group: int | None,
-    columns: int,
-    offset: float,
-    *,
-    threads: int | None = None,
-) -> np.ndarray:  # (out, in) float32
-    """`QTensor.dequant()` straight from stored bytes: unpacking and multiplying a row at a time.
-
-    packed: uint8 (out, row_bytes(levels, columns)); scale: float16 (out, groups), finite; zero: packed too, uint8
-    (out, row_bytes(levels, groups)), or None, and then `offset` is subtracted from every code; group: columns
-    that share a scale, None = the whole row. Raises ParetobitError on bytes, shapes or scales that the format
-    does not allow.
-    """
-    rows, width = packing.matrix(packed, "packed rows")
-    packing.check_width(width, levels, columns)
-    group = columns if group is None else group
-    if group < 1:
-        raise ParetobitError(f"groups of {group} columns", hint="give the columns that share a scale")
-    groups = -(-columns // group)
-    _check_scale(scale, rows, groups)
-    if zero is not None:
-        zero_rows, zero_width = packing.matrix(zero, "packed zero points")
-        packing.check_width(zero_width, levels, groups)
-        if zero_rows != rows:
-            raise ParetobitError(f"zero points of {zero_rows} rows for {rows}", hint="the file is damaged")
-        zero = np.ascontiguousarray(zero)
-    out = np.empty((rows, columns), np.float32)
-    packed = np.ascontiguousarray(packed)
-    _call("dequantize", packed, _words(scale), zero, levels, min(group, columns), offset, out, _threads(threads))
     return out
 
 

@@ -1,73 +1,194 @@
-"""The bytes: how codes lie in a packed row. This is the definition (docs/FORMAT.md); csrc/pack.cpp equals it.
+"""The bytes: how a quantized matrix lies in the file. This is the definition (docs/FORMAT.md); csrc/pack.cpp equals it.
 
-Three levels: five codes to a byte, c0 + 3*c1 + 9*c2 + 27*c3 + 81*c4. All others: a little-endian bit stream
-of b-bit codes, the lowest bit first. Every row starts on a byte and ends in zeros.
+Rows go in tiles of 32, the columns of a group in units of 16 (20 for three levels). A unit of a tile is a few vectors
+of 64 bytes. They hold planes, each the codes of 16 rows and 4 columns, as many to a vector as fit: a kernel loads
+it, parts it by shifts and masks, and has four neighbouring codes of each of 16 rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from paretobit.errors import ParetobitError
+from paretobit.scheme import Grid
 
-CODE_BITS = {2: 1, 4: 2, 8: 3, 16: 4, 32: 5, 64: 6, 255: 8}
-TRITS = 5  # codes of three levels to a byte: 3^5 = 243 <= 256
-POWERS = np.array([1, 3, 9, 27, 81], np.uint8)
-CHUNK = 1 << 20  # codes unpacked at a time; the bits of a chunk take eight times its bytes
-
-
-def row_bytes(levels: int, columns: int) -> int:
-    """Bytes of a packed row. Raises ParetobitError on levels that have no packing and on no columns."""
-    if levels != 3 and levels not in CODE_BITS:
-        raise ParetobitError(f"{levels} levels have no packing", hint=f"choose from {sorted({3, *CODE_BITS})}")
-    if columns < 1:
-        raise ParetobitError(f"a row of {columns} columns cannot be packed", hint="give matrices with columns")
-    return -(-columns // TRITS) if levels == 3 else (columns * CODE_BITS[levels] + 7) // 8
+TILE, SET, QUAD, VECTOR = 32, 16, 4, 64  # rows of a tile and of its half; columns of a plane; bytes of a vector
+# Bits of a code, low to high, in the pieces that planes are packed by; eight bits' worth of planes share a vector.
+PIECES = {2: (1,), 4: (2,), 16: (4,), 32: (4, 1), 64: (4, 2), 255: (8,)}
+LEVELS = (2, 3, 4, 8, 16, 32, 64, 255)
+POWERS = np.array([81, 27, 9, 3, 1], np.uint8)[:, None]  # a ternary byte's five digits, quad 0 first
+TERNARY = 243  # 3^5 numbers in a byte
+CHUNK = 1 << 20  # padded codes worked on at a time
 
 
-def pack(codes: np.ndarray, levels: int) -> np.ndarray:  # (out, in) -> (out, row_bytes)
-    """uint8 (out, row_bytes) from codes uint8 (out, in), each below `levels`; else raises ParetobitError."""
-    rows, columns = matrix(codes, "codes")
-    packed = np.empty((rows, row_bytes(levels, columns)), np.uint8)
-    for part in _chunks(rows, columns):
-        block = codes[part]
-        if block.max(initial=0) >= levels:
-            raise outside(f"code {block.max()} on a grid of {levels} levels")
-        packed[part] = _pack_trits(block) if levels == 3 else _pack_bits(block, CODE_BITS[levels])
+@dataclass(frozen=True)
+class Layout:
+    """The numbers that follow from grid and shape; csrc/matrix.h computes the same ones under the same names.
+
+    levels: codes of the grid; rows, columns: of the matrix; group: columns that share a scale, at most `columns`.
+    """
+
+    levels: int
+    rows: int
+    columns: int
+    group: int
+
+    @classmethod
+    def of(cls, grid: Grid, shape: tuple[int, ...]) -> Layout:
+        """Raises ParetobitError on grids that have no packing and on shapes that are no matrix with columns."""
+        if grid.kind != "affine" or grid.levels not in LEVELS:
+            what = f"{grid.levels} levels" if grid.kind == "affine" else f"the grid '{grid.kind}'"
+            raise ParetobitError(f"{what} have no packing", hint=f"choose from {LEVELS} levels")
+        if len(shape) != 2 or shape[0] < 0 or shape[1] < 1:
+            raise ParetobitError(f"the shape {shape} cannot be packed", hint="give matrices with columns")
+        group = shape[1] if grid.group is None else min(grid.group, shape[1])
+        if group < 1:
+            raise ParetobitError(f"groups of {group} columns", hint="give the columns that share a scale")
+        return cls(grid.levels, *shape, group)
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.rows // TILE)
+
+    @property
+    def groups(self) -> int:
+        return -(-self.columns // self.group)
+
+    @property
+    def unit(self) -> int:
+        """Columns of a unit."""
+        return 20 if self.levels == 3 else 16
+
+    @property
+    def unit_vectors(self) -> int:
+        return 2 if self.levels == 3 else (self.levels - 1).bit_length()
+
+    @property
+    def group_units(self) -> int:
+        """Units of a full group."""
+        return -(-self.group // self.unit)
+
+    @property
+    def units(self) -> int:
+        """Units of a row: the last group may have fewer."""
+        before = self.groups - 1
+        return before * self.group_units - (before * self.group - self.columns) // self.unit
+
+    @property
+    def padded(self) -> int:
+        """Columns with padding."""
+        return self.units * self.unit
+
+    @property
+    def tile_bytes(self) -> int:
+        """Bytes of a tile's codes."""
+        return self.units * self.unit_vectors * VECTOR
+
+    @property
+    def positions(self) -> np.ndarray:
+        """int64 (columns,): where each column lies among the padded ones."""
+        columns = np.arange(self.columns)
+        return columns + columns // self.group * (self.group_units * self.unit - self.group)
+
+    def chunks(self) -> Iterator[slice]:
+        """The tiles, a bounded number of codes at a time."""
+        step = max(1, CHUNK // (TILE * self.padded))
+        return (slice(at, min(at + step, self.tiles)) for at in range(0, self.tiles, step))
+
+
+def pack(codes: np.ndarray, grid: Grid) -> np.ndarray:  # (out, in) -> (tiles, tile_bytes)
+    """uint8 (tiles, tile_bytes) from codes uint8 (out, in), each below grid.levels; else raises ParetobitError."""
+    at = Layout.of(grid, matrix(codes, "codes"))
+    packed = np.empty((at.tiles, at.tile_bytes), np.uint8)
+    for tiles in at.chunks():
+        block = codes[TILE * tiles.start : TILE * tiles.stop]
+        if block.max(initial=0) >= at.levels:
+            raise outside(f"code {block.max()} on a grid of {at.levels} levels")
+        wide = np.zeros((TILE * (tiles.stop - tiles.start), at.padded), np.uint8)
+        wide[: len(block), at.positions] = block
+        planes = wide.reshape(-1, 2, SET, at.units, at.unit // QUAD, QUAD).transpose(0, 3, 1, 4, 2, 5)
+        packed[tiles] = _encode(planes.reshape(*planes.shape[:4], VECTOR), at.levels).reshape(-1, at.tile_bytes)
     return packed
 
 
-def unpack(packed: np.ndarray, levels: int, columns: int) -> np.ndarray:  # (out, row_bytes) -> (out, in)
-    """codes uint8 (out, in) from packed uint8 (out, row_bytes).
+def unpack(packed: np.ndarray, grid: Grid, shape: tuple[int, int]) -> np.ndarray:  # (tiles, tile_bytes) -> (out, in)
+    """codes uint8 of `shape` (out, in) from packed uint8 (tiles, tile_bytes).
 
-    Raises ParetobitError on bytes that no `pack` writes: a ternary byte above 242, code 255 of 255 levels, a row
-    that does not end in zeros, rows of another length.
+    Raises ParetobitError on bytes that no `pack` writes: a ternary byte that stands for no five digits, code 255 of
+    255 levels, a code other than 0 in the padding, tiles of another size or number.
     """
-    rows, width = matrix(packed, "packed rows")
-    check_width(width, levels, columns)
-    codes = np.empty((rows, columns), np.uint8)
-    for part in _chunks(rows, columns):
-        block = packed[part]
-        codes[part] = _unpack_trits(block, columns) if levels == 3 else _unpack_bits(block, levels, columns)
+    at = Layout.of(grid, shape)
+    check_packed(packed, (at.tiles, at.tile_bytes))
+    codes = np.empty(shape, np.uint8)
+    for tiles in at.chunks():
+        planes = _decode(packed[tiles].reshape(-1, at.units, at.unit_vectors, VECTOR), at.levels)
+        wide = planes.reshape(-1, at.units, 2, at.unit // QUAD, SET, QUAD).transpose(0, 2, 4, 1, 3, 5)
+        wide = wide.reshape(-1, at.padded)
+        block = codes[TILE * tiles.start : TILE * tiles.stop]
+        block[...] = wide[: len(block), at.positions]
+        # Padding counts as codes that are not there: whatever is beside the codes must add nothing.
+        if np.count_nonzero(wide) != np.count_nonzero(block):
+            raise damaged("the padding of packed codes is not 0")
+        if block.max(initial=0) >= at.levels:
+            raise damaged(f"code {block.max()} on a grid of {at.levels} levels")
     return codes
 
 
-def matrix(array: np.ndarray, what: str) -> tuple[int, int]:
-    """Shape of a uint8 matrix; raises ParetobitError on anything else."""
-    if array.ndim != 2 or array.dtype != np.uint8:
-        raise ParetobitError(f"{what} of shape {array.shape}, {array.dtype}", hint="give a matrix of uint8")
+def zero_bits(levels: int) -> int:
+    """Bits of a stored zero point: the fewest of 2, 4 and 8 that hold a code."""
+    return 2 if levels <= 4 else 4 if levels <= 16 else 8
+
+
+def pack_zero(zero: np.ndarray, levels: int) -> np.ndarray:  # (out, groups) -> (tiles, groups, 4 * zero_bits)
+    """uint8 (tiles, groups, 4 * zero_bits(levels)) from zero points uint8 (out, groups), each below `levels`."""
+    matrix(zero, "zero points")
+    if zero.max(initial=0) >= levels:
+        raise outside(f"zero point {zero.max()} on a grid of {levels} levels")
+    bits, tiled = zero_bits(levels), _tiled(zero)
+    return _join(tiled.reshape(*tiled.shape[:2], 8 // bits, 4 * bits), bits)
+
+
+def unpack_zero(packed: np.ndarray, levels: int, shape: tuple[int, int]) -> np.ndarray:
+    """zero points uint8 of `shape` (out, groups); raises ParetobitError on bytes that no `pack_zero` writes."""
+    bits = zero_bits(levels)
+    check_packed(packed, (-(-shape[0] // TILE), shape[1], 4 * bits))
+    zero = _untiled(_split(packed, bits).reshape(*packed.shape[:2], TILE), shape[0], "zero points")
+    if zero.max(initial=0) >= levels:
+        raise damaged(f"zero point {zero.max()} on a grid of {levels} levels")
+    return zero
+
+
+def pack_scale(scale: np.ndarray) -> np.ndarray:  # (out, groups) -> (tiles, groups, 32)
+    """float16 (tiles, groups, 32) from scales float16 (out, groups)."""
+    matrix(scale, "scales", np.float16)
+    return _tiled(scale.view(np.uint16)).view(np.float16)
+
+
+def unpack_scale(tiled: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """scales float16 of `shape` (out, groups); raises ParetobitError where the padding is not +0."""
+    check_packed(tiled, (-(-shape[0] // TILE), shape[1], TILE), np.float16)
+    return _untiled(tiled.view(np.uint16), shape[0], "scales").view(np.float16)
+
+
+def matrix(array: np.ndarray, what: str, dtype: type = np.uint8) -> tuple[int, int]:
+    """Shape of a matrix of `dtype`; raises ParetobitError on anything else."""
+    if array.ndim != 2 or array.dtype != dtype:
+        raise ParetobitError(
+            f"{what} of shape {array.shape}, {array.dtype}", hint=f"give a matrix of {np.dtype(dtype)}"
+        )
     rows, columns = array.shape
     return rows, columns
 
 
-def check_width(width: int, levels: int, columns: int) -> None:
-    """Raise ParetobitError unless packed rows of `width` bytes hold `columns` codes."""
-    if width != row_bytes(levels, columns):
+def check_packed(packed: np.ndarray, shape: tuple[int, ...], dtype: type = np.uint8) -> None:
+    """Raise ParetobitError unless `packed` has the shape that its matrix takes."""
+    if packed.shape != shape or packed.dtype != dtype:
         raise ParetobitError(
-            f"packed rows of {width} bytes for {columns} columns of {levels} levels",
-            hint=f"they take {row_bytes(levels, columns)} bytes: the file is damaged, or its shape is wrong",
+            f"packed bytes of shape {packed.shape}, {packed.dtype}",
+            hint=f"this matrix takes {shape}, {np.dtype(dtype)}: the file is damaged, or its shape is wrong",
         )
 
 
@@ -79,39 +200,90 @@ def damaged(what: str) -> ParetobitError:
     return ParetobitError(what, hint="the packed file is damaged: write it again")
 
 
-def _chunks(rows: int, columns: int) -> Iterator[slice]:
-    step = max(1, CHUNK // columns)
-    return (slice(start, start + step) for start in range(0, rows, step))
+def _tiled(values: np.ndarray) -> np.ndarray:  # (out, groups) -> (tiles, groups, 32)
+    rows, groups = values.shape
+    padded = np.zeros((-(-rows // TILE), TILE, groups), values.dtype)
+    padded.reshape(-1, groups)[:rows] = values
+    return np.ascontiguousarray(padded.transpose(0, 2, 1))
 
 
-def _pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
-    stream = np.unpackbits(codes[:, :, None], axis=2, count=bits, bitorder="little")
-    return np.packbits(stream.reshape(len(codes), -1), axis=1, bitorder="little")
+def _untiled(tiled: np.ndarray, rows: int, what: str) -> np.ndarray:  # (tiles, groups, 32) -> (out, groups)
+    values = np.ascontiguousarray(tiled.transpose(0, 2, 1)).reshape(-1, tiled.shape[1])
+    if values[rows:].any():
+        raise damaged(f"the padding of packed {what} is not 0")
+    return values[:rows]
 
 
-def _unpack_bits(packed: np.ndarray, levels: int, columns: int) -> np.ndarray:
-    bits = CODE_BITS[levels]
-    stream = np.unpackbits(packed, axis=1, bitorder="little")
-    if stream[:, columns * bits :].any():
-        raise damaged("a packed row does not end in zero bits")
-    words = stream[:, : columns * bits].reshape(len(packed), columns, bits)
-    codes = np.packbits(words, axis=2, bitorder="little")[:, :, 0]
-    if codes.max(initial=0) >= levels:
-        raise damaged(f"code {codes.max()} on a grid of {levels} levels")
-    return codes
+def _join(fields: np.ndarray, bits: int) -> np.ndarray:  # (..., 8 // bits, n) -> (..., n)
+    """Bytes of `bits` bits side by side in one, the first lowest."""
+    return np.bitwise_or.reduce(fields << _shifts(bits), axis=-2)
 
 
-def _pack_trits(codes: np.ndarray) -> np.ndarray:
-    rows, columns = codes.shape
-    padded = np.zeros((rows, -(-columns // TRITS) * TRITS), np.uint8)
-    padded[:, :columns] = codes
-    return (padded.reshape(rows, -1, TRITS) * POWERS).sum(axis=2, dtype=np.uint8)
+def _split(packed: np.ndarray, bits: int) -> np.ndarray:  # (..., n) -> (..., 8 // bits, n)
+    return packed[..., None, :] >> _shifts(bits) & np.uint8((1 << bits) - 1)
 
 
-def _unpack_trits(packed: np.ndarray, columns: int) -> np.ndarray:
-    if packed.max(initial=0) >= 3**TRITS:
-        raise damaged(f"a ternary byte of {packed.max()}, the largest is 242")
-    codes = (packed[:, :, None] // POWERS % np.uint8(3)).reshape(len(packed), -1)
-    if codes[:, columns:].any():
-        raise damaged("a packed row does not end in zeros")
-    return codes[:, :columns]
+def _shifts(bits: int) -> np.ndarray:
+    return np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+
+
+def _encode(planes: np.ndarray, levels: int) -> np.ndarray:
+    """Vectors (tiles, units, unit_vectors, 64) from planes (tiles, units, 2, quads, 64)."""
+    if levels == 3:
+        number = (planes * POWERS).sum(axis=3, dtype=np.uint16)
+        return (256 * number // TERNARY).astype(np.uint8)
+    tiles, units = planes.shape[:2]
+    planes = planes.reshape(tiles, units, 8, VECTOR)
+    if levels == 8:
+        return _encode_three(planes)
+    vectors, done = [], 0
+    for bits in PIECES[levels]:
+        piece = planes >> np.uint8(done) & np.uint8((1 << bits) - 1)
+        vectors.append(_join(piece.reshape(tiles, units, bits, 8 // bits, VECTOR), bits))
+        done += bits
+    return np.concatenate(vectors, axis=2)
+
+
+def _decode(vectors: np.ndarray, levels: int) -> np.ndarray:
+    """Planes (tiles, units, 8 or 10, 64) from vectors (tiles, units, unit_vectors, 64)."""
+    if levels == 3:
+        return _decode_ternary(vectors)
+    if levels == 8:
+        return _decode_three(vectors)
+    planes = np.zeros((*vectors.shape[:2], 8, VECTOR), np.uint8)
+    start = done = 0
+    for bits in PIECES[levels]:
+        piece = _split(vectors[:, :, start : start + bits], bits)
+        planes |= piece.reshape(planes.shape) << np.uint8(done)
+        start, done = start + bits, done + bits
+    return planes
+
+
+def _encode_three(planes: np.ndarray) -> np.ndarray:
+    """Two planes a vector leave two bits of each: planes 6 and 7 take those, their third bits those of the last."""
+    vectors, six = planes[:, :, 0:6:2] | planes[:, :, 1:6:2] << np.uint8(3), planes[:, :, 6:]
+    vectors[:, :, :2] |= six << np.uint8(6)  # the third bits fall off
+    third = six >> np.uint8(2)
+    vectors[:, :, 2] |= third[:, :, 0] << np.uint8(6) | third[:, :, 1] << np.uint8(7)
+    return vectors
+
+
+def _decode_three(vectors: np.ndarray) -> np.ndarray:
+    planes = np.empty((*vectors.shape[:2], 8, VECTOR), np.uint8)
+    planes[:, :, 0:6:2] = vectors & np.uint8(7)
+    planes[:, :, 1:6:2] = vectors >> np.uint8(3) & np.uint8(7)
+    planes[:, :, 6:] = vectors[:, :, :2] >> np.uint8(6)
+    planes[:, :, 6] |= vectors[:, :, 2] >> np.uint8(4) & np.uint8(4)
+    planes[:, :, 7] |= vectors[:, :, 2] >> np.uint8(5) & np.uint8(4)
+    return planes
+
+
+def _decode_ternary(vectors: np.ndarray) -> np.ndarray:
+    planes, rest = [], vectors.astype(np.uint16)
+    for _ in POWERS:
+        planes.append((3 * (rest + 1) >> 8).astype(np.uint8))
+        rest = 3 * rest + 2 & 255
+    # One more than floor(256 n / 243) leaves 243 times itself less 256 n, at most 243; the other 13 bytes leave more.
+    if rest.max(initial=0) >= TERNARY:
+        raise damaged("a ternary byte stands for no five digits")
+    return np.stack(planes, axis=3).reshape(*vectors.shape[:2], 2 * len(planes), VECTOR)

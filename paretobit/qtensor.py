@@ -27,6 +27,10 @@ class QTensor:
         rows, columns = self.codes.shape
         return rows, columns
 
+    def rows(self, part: slice) -> QTensor:
+        """These rows of the matrix; nothing is copied."""
+        return QTensor(self.codes[part], self.scale[part], None if self.zero is None else self.zero[part], self.grid)
+
     def dequant(self, rows: slice = slice(None)) -> np.ndarray:  # (rows, in) float32
         """float32 (rows, in): scale * (code - zero), each product rounded once to float32."""
         codes = self.codes[rows].astype(np.float32)

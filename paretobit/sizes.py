@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from paretobit.packing import row_bytes
+from paretobit.packing import TILE, Layout, zero_bits
 from paretobit.scheme import FLOATS, Scheme
 
 
@@ -27,14 +27,13 @@ def parts(scheme: Scheme, shape: tuple[int, ...]) -> tuple[Part, ...]:
     grid = scheme.weight
     if grid.kind in FLOATS:
         return (Part("", {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}[grid.kind], shape),)
-    rows, columns = shape
-    groups = grid.groups(columns)
+    at = Layout.of(grid, shape)
     found: tuple[Part, ...] = (
-        Part(".codes", "U8", (rows, row_bytes(grid.levels, columns))),
-        Part(".scale", "F16", (rows, groups)),
+        Part(".codes", "U8", (at.tiles, at.tile_bytes)),
+        Part(".scale", "F16", (at.tiles, at.groups, TILE)),
     )
     if grid.zero == "stored":
-        found += (Part(".zero", "U8", (rows, row_bytes(grid.levels, groups))),)
+        found += (Part(".zero", "U8", (at.tiles, at.groups, TILE * zero_bits(grid.levels) // 8)),)
     return found
 
 

@@ -14,6 +14,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
@@ -217,11 +218,13 @@ class SafetensorsFile:
     def map(self, name: str) -> np.ndarray:
         """A read-only view of the tensor's bytes in the page cache; nothing is read before it is touched."""
         info = self.tensors[name]
-        if info.start == info.end:
-            return np.empty(info.shape, DTYPES[info.dtype])
-        offset = self.data_start + info.start
-        view = np.memmap(self.path, DTYPES[info.dtype], mode="r", offset=offset, shape=info.shape or (1,))
-        return view if info.shape else view.reshape(())
+        start = self.data_start + info.start
+        return self._mapped[start : start + info.end - info.start].view(DTYPES[info.dtype]).reshape(info.shape)
+
+    @cached_property
+    def _mapped(self) -> np.ndarray:  # (size,) uint8
+        """The whole file: one mapping serves all tensors, since each takes a system call and an address range."""
+        return np.asarray(np.memmap(self.path, np.uint8, mode="r", shape=(self._file.size,)))
 
 
 def _counts(value: object) -> bool:

@@ -10,7 +10,7 @@ token ids that `paretobit quantize --calib FILE` makes. llm-compressor runs at i
 range: memoryless_minmax (its default), memoryless_mse, and imatrix_mse, which weighs columns by the mean square of
 their inputs. Its weights are read back from the model, checked to lie on the scheme's grid, and evaluated by the
 decoder that evaluates ours; its own forward pass must agree with that. Its scales stay float32 where ours are fp16;
-both are counted as 16 bits, and zero points as the code's width, as both formats pack them. Without --text the
+both are counted as 16 bits, and zero points as each format packs them: 3 bits there, 4 here. Without --text the
 evaluation text is the demo's. The column "KL less ours" is the method's KL less that of our GPTQ, paired by window:
 above zero, ours is better.
 

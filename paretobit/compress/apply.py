@@ -115,7 +115,7 @@ def _block(job: Job, decoder: Decoder, walk: calibrate.Walk | None, layer: int, 
                 start = part.stop
                 packed.update(_arrays(name, rounded, part))
                 if job.sequential and isinstance(rounded, QTensor):
-                    weights[name] = dequant(_rows(rounded, part), stack.device)
+                    weights[name] = dequant(rounded.rows(part), stack.device)
 
     if walk is not None:
         walk.block(layer, weights, job.needs(weights), job.world, visit)
@@ -135,8 +135,8 @@ def _rounded(job: Job, unit: Path, weights: Iterable[str]) -> dict[str, Tensor]:
     file = SafetensorsFile(unit)
     found = {}
     for name in names if job.sequential else ():
-        grid, columns = job.plan.layers[name].scheme.weight, job.source.shape(name)[1]
-        found[name] = dequant(load_stored(file.read_raw, name, grid, columns), job.device)
+        grid, (rows, columns) = job.plan.layers[name].scheme.weight, job.source.shape(name)
+        found[name] = dequant(load_stored(file.read_raw, name, grid, (rows, columns)), job.device)
     return found
 
 
@@ -178,15 +178,11 @@ def _alike(plan: Plan, names: Iterable[str]) -> list[list[str]]:
     return groups
 
 
-def _rows(q: QTensor, part: slice) -> QTensor:
-    return QTensor(q.codes[part], q.scale[part], None if q.zero is None else q.zero[part], q.grid)
-
-
 def _arrays(name: str, rounded: QTensor | np.ndarray, part: slice = slice(None)) -> dict[str, np.ndarray]:
     """What the file holds for these rows of a rounded (or float) matrix."""
     if isinstance(rounded, np.ndarray):
         return {name: rounded[part]}
-    return {name + suffix: array for suffix, array in stored(_rows(rounded, part)).items()}
+    return {name + suffix: array for suffix, array in stored(rounded.rows(part)).items()}
 
 
 def round_rows(

@@ -238,8 +238,10 @@ def describe_job(job: Job, calibration: Mapping[str, object]) -> dict[str, objec
     from hashlib import sha256
 
     from paretobit import __version__, hardware
+    from paretobit.artifact import FORMAT
 
     return {
+        "format": FORMAT,
         "model": job.source.hash,
         "config": sha256(json.dumps(job.source.config, sort_keys=True).encode()).hexdigest(),
         "plan": sha256(job.plan.to_json().encode()).hexdigest(),

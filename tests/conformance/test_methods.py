@@ -74,7 +74,7 @@ def check(q: QTensor, grid: Grid, shape: tuple[int, ...]) -> np.ndarray:
         assert (q.zero.dtype, q.zero.shape) == (np.uint8, groups) and q.zero.max() < grid.levels
     if grid.zero != "twos":  # only there is a negative scale of use
         assert (q.scale >= 0).all()
-    assert np.array_equal(native.unpack(native.pack(q.codes, grid.levels), grid.levels, shape[1]), q.codes)
+    assert np.array_equal(native.unpack(native.pack(q.codes, grid), grid, shape), q.codes)
     values = q.dequant()
     assert values.shape == shape and np.isfinite(values).all()
     return values

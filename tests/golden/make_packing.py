@@ -1,4 +1,4 @@
-"""Writes packing.json: packed bytes from Python's whole numbers alone, so that no packer checks itself.
+"""Writes packing.json: stored arrays placed bit by bit with Python's whole numbers, so that no packer checks itself.
 
     python tests/golden/make_packing.py
 
@@ -8,9 +8,9 @@ Run it only when the format changes, and then raise the format's version.
 import json
 from pathlib import Path
 
-BITS = {2: 1, 4: 2, 8: 3, 16: 4, 32: 5, 64: 6, 255: 8}
-COLUMNS = (1, 5, 8, 13, 40)
-ROWS = 3
+BITS = {2: 1, 3: 0, 4: 2, 8: 3, 16: 4, 32: 5, 64: 6, 255: 8}
+SHAPES = ((18, 37, 16), (33, 6, 6))  # rows, columns, group: parts of a tile, of a unit and of the last group
+ZERO_BITS = {2: 2, 3: 2, 4: 2, 8: 4, 16: 4, 32: 8, 64: 8, 255: 8}
 
 
 def code(levels: int, row: int, column: int) -> int:
@@ -18,21 +18,85 @@ def code(levels: int, row: int, column: int) -> int:
     return (levels - 1 + 7 * row + 11 * column + column * column) % levels
 
 
-def packed_row(codes: list[int], levels: int) -> bytes:
+def places(levels: int, plane: int) -> list[tuple[int, int]]:
+    """(vector of the unit, bit of its byte) of each bit of a code of `plane`, the lowest first."""
+    s, q = divmod(plane, 4)
+    nibble = [(plane // 2, 4 * (plane % 2) + k) for k in range(4)]
+    pair = [(s, 2 * q), (s, 2 * q + 1)]
+    if levels == 8:
+        three = [(plane // 2, 3 * (plane % 2) + k) for k in range(3)]
+        return three if plane < 6 else [(plane - 6, 6), (plane - 6, 7), (2, plane)]
+    return {
+        2: [(0, plane)],
+        4: pair,
+        16: nibble,
+        32: [*nibble, (4, plane)],
+        64: [*nibble, *((4 + vector, bit) for vector, bit in pair)],
+        255: [(plane, k) for k in range(8)],
+    }[levels]
+
+
+def packed_codes(codes: list[list[int]], levels: int, group: int) -> bytes:
+    rows, columns = len(codes), len(codes[0])
+    unit, vectors = (20, 2) if levels == 3 else (16, BITS[levels])
+    starts, units = [], 0  # first unit of every group
+    for first in range(0, columns, group):
+        starts.append(units)
+        units += -(-min(group, columns - first) // unit)
+    packed = [0] * (-(-rows // 32) * units * vectors * 64)
+    for r in range(rows):
+        for c in range(columns):
+            u, inside = divmod(c % group, unit)
+            at = ((r // 32) * units + starts[c // group] + u) * vectors * 64 + r % 16 * 4 + inside % 4
+            s, q = r % 32 // 16, inside // 4
+            if levels == 3:
+                packed[at + 64 * s] += codes[r][c] * 3 ** (4 - q)
+                continue
+            for k, (vector, bit) in enumerate(places(levels, 4 * s + q)):
+                packed[at + 64 * vector] += (codes[r][c] >> k & 1) << bit
     if levels == 3:
-        fives = [codes[i : i + 5] for i in range(0, len(codes), 5)]
-        return bytes(sum(c * 3**i for i, c in enumerate(five)) for five in fives)
-    number = sum(c << (BITS[levels] * i) for i, c in enumerate(codes))
-    return number.to_bytes(-(-BITS[levels] * len(codes) // 8), "little")
+        packed = [256 * n // 243 for n in packed]
+    return bytes(packed)
+
+
+def packed_zero(zero: list[list[int]], levels: int) -> bytes:
+    rows, groups, bits = len(zero), len(zero[0]), ZERO_BITS[levels]
+    packed = [0] * (-(-rows // 32) * groups * 4 * bits)
+    for r in range(rows):
+        for g in range(groups):
+            field, byte = divmod(r % 32, 4 * bits)
+            packed[((r // 32) * groups + g) * 4 * bits + byte] += zero[r][g] << bits * field
+    return bytes(packed)
+
+
+def packed_scale(scale: list[list[int]]) -> bytes:
+    """From the 16 bits of each half-precision scale."""
+    rows, groups = len(scale), len(scale[0])
+    return b"".join(
+        (scale[r][g] if r < rows else 0).to_bytes(2, "little")
+        for tile in range(0, rows, 32)
+        for g in range(groups)
+        for r in range(tile, tile + 32)
+    )
 
 
 def cases() -> list[dict]:
     found = []
-    for levels in (3, *BITS):
-        for columns in COLUMNS:
-            rows = [[code(levels, r, c) for c in range(columns)] for r in range(ROWS)]
-            packed = b"".join(packed_row(row, levels) for row in rows)
-            found.append({"levels": levels, "codes": rows, "packed": packed.hex()})
+    for levels in BITS:
+        for rows, columns, group in SHAPES:
+            groups = range(-(-columns // group))
+            codes = [[code(levels, r, c) for c in range(columns)] for r in range(rows)]
+            zero = [[code(levels, r + 3, g) for g in groups] for r in range(rows)]
+            packed = packed_codes(codes, levels, group)
+            scale = [[0x2E66 + 97 * r + 13 * g for g in groups] for r in range(rows)]
+            found.append(
+                {
+                    "levels": levels, "group": group, "shape": [rows, columns],
+                    "codes": b"".join(map(bytes, codes)).hex(), "packed_codes": packed.hex(),
+                    "scale": scale, "packed_scale": packed_scale(scale).hex(),
+                    "zero": zero, "packed_zero": packed_zero(zero, levels).hex(),
+                }
+            )  # fmt: skip
     return found
 
 

@@ -99,18 +99,23 @@ def field(name: str, *keys: str | int, to: object = None) -> Damage:
     return damage
 
 
+def data(raw: bytes, name: str) -> int:
+    """Where a safetensors file holds the bytes of tensor `name`."""
+    (length,) = struct.unpack("<Q", raw[:8])
+    return 8 + length + json.loads(raw[8 : 8 + length])[name]["data_offsets"][0]
+
+
 def value(number: float) -> Damage:
     """A weight that is not finite."""
 
     def damage(place: Path) -> None:
-        path = place / WEIGHTS
-        raw = bytearray(path.read_bytes())
-        (length,) = struct.unpack("<Q", raw[:8])
-        at = 8 + length + json.loads(raw[8 : 8 + length])[MATRIX]["data_offsets"][0] + 4 * 77
-        raw[at : at + 4] = np.float32(number).tobytes()
-        path.write_bytes(raw)
+        patch(data((place / WEIGHTS).read_bytes(), MATRIX) + 4 * 77, np.float32(number).tobytes(), WEIGHTS)(place)
 
     return damage
+
+
+def infinite_scale(place: Path) -> None:
+    patch(data((place / WEIGHTS).read_bytes(), MATRIX + ".scale") + 2 * 40, b"\x00\x7c", WEIGHTS)(place)
 
 
 def twice(place: Path) -> None:
@@ -253,9 +258,9 @@ PLANS: list[tuple[str, Damage]] = [
 ARTIFACTS: list[tuple[str, Damage]] = [
     ("no plan", remove("plan.json")),
     ("cut tensors", cut(WEIGHTS, 0.9)),
-    ("format 2", field("paretobit.json", "format", to=2)),
+    ("format 1", field("paretobit.json", "format", to=1)),
     ("a plan that calls for more bits", field("plan.json", *LAYER, "scheme", to="w4g64")),
-    ("an infinite scale", lambda p: patch(header_size(p) + 2 * 40, b"\x00\x7c", WEIGHTS)(p)),
+    ("an infinite scale", infinite_scale),
 ]
 STATISTICS: list[tuple[str, Damage]] = [
     ("no manifest", remove("paretobit.json")),
@@ -272,10 +277,6 @@ TEXTS: list[tuple[str, Damage]] = [
     ("binary", lambda p: p.write_bytes(np.random.default_rng(0).bytes(20000))),
     ("a folder", lambda p: (p.unlink(), p.mkdir())),
 ]
-
-
-def header_size(place: Path) -> int:
-    return 8 + struct.unpack("<Q", (place / WEIGHTS).read_bytes()[:8])[0]
 
 
 TABLES = {

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import paretobit as pb
+from paretobit import packing
 from paretobit.artifact import CONFIG, NEEDED, PLAN, TENSORS, Artifact
 from paretobit.checkpoint import open_model
 from paretobit.errors import ParetobitError
@@ -220,7 +221,7 @@ SHAPES: dict[str, Callable[[dict], None]] = {
 def test_wrong_shapes_and_types_are_refused(copy: Path, damage: Callable[[dict], None]) -> None:
     whole, tried = (copy / TENSORS).read_bytes(), 0
     for name, info in SafetensorsFile(copy / TENSORS).tensors.items():
-        if len(info.shape) == 2 and info.shape[0] != info.shape[1]:  # nothing else has a shape to lose
+        if len(info.shape) > 1 and info.shape != info.shape[::-1]:  # nothing else has a shape to lose
 
             def change(header: dict, name: str = name) -> None:
                 damage(header[name])
@@ -232,26 +233,62 @@ def test_wrong_shapes_and_types_are_refused(copy: Path, damage: Callable[[dict],
     assert tried > 15
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [(".codes", 243), (".codes", 255), (".scale", 0x7C), (".scale", 0x7E), (".scale", 0xFC)],
-)
-def test_bytes_that_the_format_does_not_know_are_refused_when_read(copy: Path, name: str, value: int) -> None:
-    """Ternary bytes above 242, code 255 of 255 levels, scales that are infinite or not a number."""
+# Wrong in every byte of an array: what is wrong, its suffix, the byte, on how many levels.
+NO_DIGITS = next(byte for byte in range(256) if 243 * byte % 256 >= 243)
+WRONG = (
+    (".codes", NO_DIGITS, (3,)), (".codes", 255, (255,)), (".zero", 0x08, (8,)), (".zero", 0x80, (8,)),
+)  # fmt: skip
+
+
+def spoil(copy: Path, at: int, value: int) -> None:
+    """One byte of the tensors' data becomes `value`; the tensors are refused and whole again."""
+    path = copy / TENSORS
+    raw = bytearray(path.read_bytes())
+    at += SafetensorsFile(path).data_start
+    old, raw[at] = raw[at], value
+    path.write_bytes(raw)
+    assert refused(copy)
+    raw[at] = old
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize(("suffix", "value", "levels"), WRONG)
+def test_bytes_that_no_packer_writes_are_refused_when_read(
+    copy: Path, suffix: str, value: int, levels: tuple[int, ...]
+) -> None:
+    """Ternary bytes without digits, code 255 of 255 levels, zero points of 8 and more on 8 levels."""
     made = Artifact(copy)
-    tried = 0
-    for tensor, scheme in made.schemes.items():
-        levels = scheme.weight.levels
-        if (name == ".scale" and levels) or (name == ".codes" and (levels == 3 or (levels == 255 and value == 255))):
-            raw = bytearray((copy / TENSORS).read_bytes())
-            at = made.file.data_start + made.file.tensors[tensor + name].end - 1
-            old, raw[at] = raw[at], value
-            (copy / TENSORS).write_bytes(raw)
-            assert refused(copy)
-            raw[at] = old
-            (copy / TENSORS).write_bytes(raw)
-            tried += 1
-    assert tried
+    names = [name for name, scheme in made.schemes.items() if scheme.weight.levels in levels]
+    for name in names:
+        info = made.file.tensors[name + suffix]
+        for at in (info.start, (info.start + info.end) // 2, info.end - 1):
+            spoil(copy, at, value)
+    assert names
+
+
+@pytest.mark.parametrize("value", [0x7C, 0x7E, 0xFC])
+def test_scales_that_are_not_finite_are_refused_when_read(copy: Path, value: int) -> None:
+    made = Artifact(copy)
+    for name, scheme in made.schemes.items():
+        if scheme.weight.levels:
+            spoil(copy, made.file.tensors[name + ".scale"].end - 1, value)
+
+
+def test_padding_that_is_not_zero_is_refused_when_read(copy: Path) -> None:
+    """Bytes in which no code and no scale has a part: those of rows that fill the last tile."""
+    made, tried = Artifact(copy), 0
+    for name, scheme in made.schemes.items():
+        if not scheme.weight.levels:
+            continue
+        (rows, columns), grid = made.shape(name), scheme.weight
+        codes = np.full((rows, columns), grid.levels - 1, np.uint8)
+        scale = np.full((rows, grid.groups(columns)), 0xFFFF, np.uint16).view(np.float16)
+        for suffix, full in {".codes": packing.pack(codes, grid), ".scale": packing.pack_scale(scale)}.items():
+            padding = np.flatnonzero(full.reshape(-1).view(np.uint8) == 0)
+            for at in padding[:: max(1, len(padding) // 5)]:
+                spoil(copy, made.file.tensors[name + suffix].start + int(at), 1)
+                tried += 1
+    assert tried > 4
 
 
 def test_what_fell_back_is_printed_as_it_stands(copy: Path, command: Command) -> None:

@@ -1,5 +1,6 @@
 #include "matrices.h"
 
+#include "pack.h"
 #include "reference.h"
 
 namespace paretobit::test {
@@ -32,20 +33,6 @@ void fill_floats(Packed& packed, Random& random) {
 }
 
 }  // namespace
-
-int levels_of(Format f) {
-  switch (f) {
-    case Format::k1: return 2;
-    case Format::kTrits: return 3;
-    case Format::k2: return 4;
-    case Format::k3: return 8;
-    case Format::k4: return 16;
-    case Format::k5: return 32;
-    case Format::k6: return 64;
-    case Format::k8: return 255;
-    default: return 0;
-  }
-}
 
 const char* name_of(Format f) {
   static const char* const names[] = {"1", "1.58", "2", "3", "4", "5", "6", "8", "fp16", "bf16", "fp32"};

@@ -34,7 +34,6 @@ struct Tokens {
   Inputs as_values() const { return {count, values.data(), nullptr, nullptr, nullptr}; }
 };
 
-int levels_of(Format f);
 const char* name_of(Format f);
 
 // twice_zero of the grids that store no zero point, 0 for none such: `which` 0 or 1.

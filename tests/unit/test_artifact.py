@@ -18,7 +18,7 @@ from paretobit.errors import ParetobitError
 from paretobit.qtensor import QTensor
 from paretobit.scheme import parse
 from paretobit.sizes import parts
-from paretobit.tensorfile import ALIGNMENT, SafetensorsFile
+from paretobit.tensorfile import ALIGNMENT, DTYPES, SafetensorsFile
 from paretobit.work import MANIFEST
 from tests.commands import contents
 
@@ -48,13 +48,31 @@ def test_it_opens_as_a_model_of_the_same_shape(packed: Path, model: Path) -> Non
     assert made.companions == source.companions
 
 
-@pytest.mark.parametrize("rows", [slice(0, 1), slice(5, 9), slice(60, 64), slice(3, 3), slice(None)])
+@pytest.mark.parametrize(
+    "rows",
+    [slice(0, 1), slice(5, 9), slice(30, 34), slice(32, 33), slice(60, 64), slice(3, 3), slice(64, 64), slice(None)],
+)
 @pytest.mark.parametrize("name", [EMBED, MATRIX])
 def test_rows_are_rows_of_the_whole(packed: Path, name: str, rows: slice) -> None:
     made = Artifact(packed)
     whole, part = made.read(name), made.read(name, rows)
     assert whole.dtype == part.dtype == np.float32 and whole.shape == made.shape(name)
     assert np.array_equal(part, whole[rows])
+
+
+def test_rows_read_nothing_but_their_tiles(copy: Path) -> None:
+    file, whole = SafetensorsFile(copy / TENSORS), Artifact(copy).read(MATRIX)
+    raw = bytearray((copy / TENSORS).read_bytes())
+    for suffix in (".codes", ".zero"):  # the second of two tiles becomes all ones: no zero point has a fourth bit
+        info = file.tensors[MATRIX + suffix]
+        half = (info.end - info.start) // 2
+        raw[file.data_start + info.start + half : file.data_start + info.end] = b"\xff" * half
+    (copy / TENSORS).write_bytes(raw)
+    made = Artifact(copy)
+    assert np.array_equal(made.read(MATRIX, slice(0, 32)), whole[:32])
+    for rows in (slice(32, 33), slice(31, 33), slice(None)):
+        with pytest.raises(ParetobitError, match="zero point 15 on a grid of 8 levels; hint: "):
+            made.read(MATRIX, rows)
 
 
 def test_reading_is_dequantizing(packed: Path) -> None:
@@ -91,10 +109,23 @@ def test_sizes_are_bytes_on_disk(packed: Path) -> None:
     assert header % ALIGNMENT == 0
 
 
+def test_packed_arrays_lie_on_cache_lines(packed: Path) -> None:
+    file = Artifact(packed).file
+    for name, info in file.tensors.items():
+        whole = 64 if name.endswith((".codes", ".scale")) else DTYPES[info.dtype].itemsize
+        assert (file.data_start + info.start) % whole == 0, name
+    kinds = [name.rpartition(".")[2] for name in file.tensors]
+    assert {"codes", "scale", "zero", "weight"} == set(kinds)
+
+
 def test_a_tensor_takes_what_its_scheme_says() -> None:
-    # 64 rows of 96 codes of 3 bits = 36 bytes; two groups: two halves, and two zero points of 3 bits = one byte.
+    # 64 rows of 96 codes of 3 bits = 36 bytes; two groups: two halves, and two zero points of 4 bits = one byte.
     assert [p.nbytes for p in parts(parse("w3g64"), (64, 96))] == [64 * 36, 64 * 4, 64]
+    assert [p.shape for p in parts(parse("w3g64"), (64, 96))] == [(2, 32 * 36), (2, 2, 32), (2, 2, 16)]
+    # 96 codes of three levels take five units of 20 columns, a byte for five codes.
     assert [p.nbytes for p in parts(parse("w1.58"), (64, 96))] == [64 * 20, 64 * 2]
+    # A row more is a tile more; groups of 24 columns are two units of 16.
+    assert [p.nbytes for p in parts(parse("w5g24z"), (65, 96))] == [96 * 4 * 20, 96 * 4 * 2, 96 * 4]
     assert [p.nbytes for p in parts(parse("bf16"), (64, 96))] == [64 * 96 * 2]
 
 
@@ -143,7 +174,7 @@ def test_a_missing_file_is_named(copy: Path, file: str) -> None:
 def test_a_scale_that_is_not_finite_is_named_when_it_is_read(copy: Path) -> None:
     file = SafetensorsFile(copy / TENSORS)
     raw = bytearray((copy / TENSORS).read_bytes())
-    at = file.data_start + file.tensors[MATRIX + ".scale"].start + 2 * 7  # row 3, group 1
+    at = file.data_start + file.tensors[MATRIX + ".scale"].start + 2 * (32 + 3)  # tile 0, group 1, row 3
     raw[at : at + 2] = np.float16("inf").tobytes()
     (copy / TENSORS).write_bytes(raw)
     made = Artifact(copy)
@@ -156,7 +187,9 @@ def test_stored_tensors_must_be_those_of_the_plan(copy: Path) -> None:
     facts = json.loads((copy / PLAN).read_text())
     facts["layers"][MATRIX]["scheme"] = "w4g64"
     (copy / PLAN).write_text(json.dumps(facts))
-    with pytest.raises(ParetobitError, match=rf"{MATRIX}\.codes holds U8 \(64, 36\), the plan calls for U8 \(64, 48\)"):
+    with pytest.raises(
+        ParetobitError, match=rf"{MATRIX}\.codes holds U8 \(2, 1152\), the plan calls for U8 \(2, 1536\)"
+    ):
         Artifact(copy)
     facts["layers"][MATRIX]["scheme"] = "w3g64s"  # the codes fit, and the zero points are left over
     (copy / PLAN).write_text(json.dumps(facts))
