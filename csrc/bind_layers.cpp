@@ -30,7 +30,7 @@ void to_half(List<const float> from, List<uint16_t> to, const std::string& isa) 
   kernels(isa).to_half(from.data(), to.data(), from.size());
 }
 
-void cosines_sines(List<const double> angles, Array<double, 2> out) {
+void cosines_sines(List<const double> angles, binding::Matrix<double> out) {
   require(is_shape(out, 2, angles.size()), "sizes differ");
   for (size_t i = 0; i < angles.size(); ++i) {
     require(angles.data()[i] >= 0 && angles.data()[i] <= 0x1p50, "an angle outside 0...2^50");

@@ -81,10 +81,10 @@ void packed_cases(const Kernels& k, const Report& report) {
           const size_t count = (s + size_t(zero) + size_t(fill)) % 9 + 1;
           const Tokens tokens = make_tokens(l, count, fill, random);
           if (fill == Fill::random || fill == Fill::tiny) {
-            if (k.row) rows(k, name, packed.matrix, report);
-            if (k.multiply) product(k, name + "/values", packed.matrix, tokens, true, report);
+            rows(k, name, packed.matrix, report);
+            product(k, name + "/values", packed.matrix, tokens, true, report);
           }
-          if (k.multiply) product(k, name + "/codes", packed.matrix, tokens, false, report);
+          product(k, name + "/codes", packed.matrix, tokens, false, report);
         }
       }
     }
@@ -96,8 +96,8 @@ void float_cases(const Kernels& k, const Report& report) {
       const Layout l(format, kShapes[s].rows, kShapes[s].columns, kShapes[s].columns);
       Random random(describe(l));
       const Packed packed = make_matrix(l, false, 0, Fill::random, random);
-      if (k.row) rows(k, describe(l), packed.matrix, report);
-      if (k.multiply) product(k, describe(l), packed.matrix, make_tokens(l, s % 9 + 1, Fill::random, random), true, report);
+      rows(k, describe(l), packed.matrix, report);
+      product(k, describe(l), packed.matrix, make_tokens(l, s % 9 + 1, Fill::random, random), true, report);
     }
 }
 
@@ -124,9 +124,13 @@ void activation_cases(const Kernels& k, const Report& report) {
 }  // namespace
 
 void run_cases(const Kernels& kernels, const Report& report) {
-  if (kernels.multiply) packed_cases(kernels, report), float_cases(kernels, report);
-  if (kernels.quantize) activation_cases(kernels, report);
-  if (kernels.search_rows) search_cases(kernels, report), pack_cases(report);
+  packed_cases(kernels, report);
+  float_cases(kernels, report);
+  activation_cases(kernels, report);
+  if (!kernels.attend) return;  // the plain loops
+  layer_cases(kernels, report);
+  search_cases(kernels, report);
+  pack_cases(report);
 }
 
 }  // namespace paretobit::test

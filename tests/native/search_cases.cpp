@@ -38,7 +38,7 @@ void search_case(const Kernels& k, int levels, ZeroKind kind, size_t group, bool
 }
 
 template <class T>
-void feedback_case(const Kernels& k, void (*feed_back)(const FeedbackArgs<T>&, size_t, size_t), bool pull,
+void feedback_case(void (*feed_back)(const FeedbackArgs<T>&, size_t, size_t), bool pull,
                    const Report& report) {
   const std::string name = std::string("feed back/") + (sizeof(T) == 4 ? "float" : "double") + (pull ? "/pull" : "");
   Random random(name);
@@ -61,7 +61,6 @@ void feedback_case(const Kernels& k, void (*feed_back)(const FeedbackArgs<T>&, s
   Digest digest;
   digest.add(rest), digest.add(codes), digest.add(errors), digest.add(moved);
   report(name, digest);
-  (void)k;
 }
 
 }  // namespace
@@ -75,8 +74,8 @@ void search_cases(const Kernels& k, const Report& report) {
         if (levels > 3 && levels < 255) search_case(k, levels, kTwos, group, weighted, report);
       }
   for (const bool pull : {false, true}) {
-    feedback_case<float>(k, k.feed_back, pull, report);
-    feedback_case<double>(k, k.feed_back_double, pull, report);
+    feedback_case<float>(k.feed_back, pull, report);
+    feedback_case<double>(k.feed_back_double, pull, report);
   }
 }
 
