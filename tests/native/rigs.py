@@ -35,7 +35,7 @@ PROGRAMS = {
     "conformance": tuple(HERE / f"{name}.cpp" for name in ("conformance", "cases", "layer_cases", "search_cases")),
     "decoder": (HERE / "decoder.cpp", HERE / "decoder_models.cpp"),
 }
-BEYOND_KERNELS = {"decoder.cpp", "model.cpp", "session.cpp"}  # of csrc/: they need threads
+BEYOND_KERNELS = {"decoder.cpp", "model.cpp", "probe.cpp", "session.cpp"}  # of csrc/: they need threads
 
 
 def tool(name: str) -> str:

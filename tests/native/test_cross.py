@@ -16,7 +16,7 @@ import pytest
 from native import rigs
 from native.rigs import HERE, ROOT, Builds, Rig
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cross
 
 AVX512 = {"avx512_vbmi", "avx512_vnni", "avx512"}
 QEMU = {  # processor -> what kernels it has
