@@ -4,8 +4,8 @@
 
 Run it from the repository's root, with paretobit[compress] installed and nothing else running. Speed is compared with
 llama.cpp and with the read bandwidth, in turns (bench/peers/llama_cpp.py); memory and start-up with a Python process
-that imports numpy and loads the tokenizer. --big is the random llama of 1.07 billion parameters that bench/make_model.py
-makes, by default in the cache folder.
+that imports numpy and loads the tokenizer. --big is the random llama of 1.07 billion parameters that
+bench/make_model.py makes, by default in the cache folder.
 """
 
 from __future__ import annotations
