@@ -129,8 +129,6 @@ void define_feed_back(nb::module_& m) {
 
 }  // namespace
 
-void define_sampler(nb::module_& m);  // bind_sampler.cpp
-
 NB_MODULE(_native, m) {
   m.doc() = "paretobit's compiled part; use it through paretobit.native";
   const auto as_is = [](const char* name) { return nb::arg(name).noconvert(); };
@@ -144,8 +142,9 @@ NB_MODULE(_native, m) {
         as_is("error"), "isa"_a, "threads"_a, Release());
   define_feed_back<float>(m);
   define_feed_back<double>(m);
+  paretobit::define_layers(m);
   paretobit::define_model(m);
   paretobit::define_multiply(m);
   paretobit::define_probe(m);
-  define_sampler(m);
+  paretobit::define_sampler(m);
 }

@@ -8,9 +8,11 @@
 
 namespace paretobit {
 
+void define_layers(nanobind::module_& m);
 void define_model(nanobind::module_& m);
 void define_multiply(nanobind::module_& m);
 void define_probe(nanobind::module_& m);
+void define_sampler(nanobind::module_& m);
 
 namespace binding {
 

@@ -28,20 +28,6 @@ struct Unit<Format::k2> {
   }
 };
 
-#ifndef PARETOBIT_TRITS
-// Five ternary digits a byte y = ⌊256 n / 243⌋: the first is ⌊3 (y + 1) / 256⌋, and 3 y + 2 (modulo 256) holds the rest.
-struct Trits {
-  Bytes y;
-  PARETOBIT_MEMBER explicit Trits(const uint8_t* from) : y(load_bytes(from)) {}
-  template <int kQuad>
-  PARETOBIT_MEMBER Bytes digit() {
-    const Bytes found = field<6, 3>(average(y, average(y, Bytes{})));
-    if (kQuad < 4) y = (y + all_bytes(2)) + (y + y);
-    return found;
-  }
-};
-#endif
-
 template <>
 struct Unit<Format::kTrits> {
   static constexpr int kQuads = 5, kTop = 3;  // bytes that no packer writes decode to 3 at most

@@ -107,7 +107,7 @@ void split_three(const Vector* v, Vector* p) {
   }
 }
 
-// Five digits n to a byte, ceil(256 n / 243): three times the byte carries the first digit out of its eight bits.
+// Five digits n to a byte, floor(256 n / 243): three times one more carries the first digit out of its eight bits.
 void join_trits(const Vector* planes, Vector* vectors) {
   for (size_t s = 0; s < 2; ++s) {
     const auto* digit = reinterpret_cast<const uint8_t*>(planes + 5 * s);
@@ -115,12 +115,12 @@ void join_trits(const Vector* planes, Vector* vectors) {
     for (size_t i = 0; i < kVector; ++i) {
       unsigned n = 0;
       for (size_t q = 0; q < 5; ++q) n = 3 * n + digit[kVector * q + i];
-      out[i] = uint8_t((256 * n + 242) / 243);
+      out[i] = uint8_t(256 * n / 243);
     }
   }
 }
 
-// False on a byte that stands for no digits: 243 times one that does, less 256 n, leaves less than 243.
+// False on a byte that stands for no digits: 243 times one more than one that does, less 256 n, leaves at most 243.
 bool split_trits(const Vector* vectors, Vector* planes) {
   uint8_t most = 0;
   for (size_t s = 0; s < 2; ++s) {
@@ -130,9 +130,9 @@ bool split_trits(const Vector* vectors, Vector* planes) {
     std::memcpy(rest, in, kVector);
     for (size_t q = 0; q < 5; ++q)
       for (size_t i = 0; i < kVector; ++i) {
-        const uint16_t three = uint16_t(3 * rest[i]);
+        const uint16_t three = uint16_t(3 * rest[i] + 3);
         digit[kVector * q + i] = uint8_t(three >> 8);
-        rest[i] = uint8_t(three);
+        rest[i] = uint8_t(three - 1);
       }
     for (size_t i = 0; i < kVector; ++i) most = std::max(most, rest[i]);
   }

@@ -1,6 +1,7 @@
-// A fixed team of threads that runs one function together, with barriers in it. Waiting spins first, since
-// the others are usually a microsecond away, then offers its core to whoever needs it, then sleeps: an idle
-// team costs nothing, and a team larger than the machine is slow but gets there.
+// A fixed team of threads. The caller's thread leads: it publishes a job in parts, works on it like all others, and goes
+// on when every part is done. Parts are taken one by one, so a thread that the system has put aside, or that is slower
+// than the rest, delays nobody but by the part it holds. Waiting spins first, since a job is usually a microsecond away,
+// then offers the core to whoever needs it, then sleeps: an idle team costs nothing.
 #pragma once
 
 #include <atomic>
@@ -12,6 +13,7 @@
 #include <stdexcept>
 #include <system_error>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -22,91 +24,127 @@ namespace paretobit {
 
 class Pool {
  public:
-  // The caller's thread counts: one thread starts no other. Fewer where the system gives no more.
+  // The caller's thread counts: a team of one starts no other. Fewer where the system gives no more.
   explicit Pool(size_t threads) : state_(new State) {
+    state_->spins = threads > std::thread::hardware_concurrency() ? 0 : kSpins;
     state_->workers.reserve(threads);
-    std::lock_guard<std::mutex> hold(state_->mutex);  // workers wait for it: then `size` is known
     try {
       for (size_t i = 1; i < threads; ++i) state_->workers.emplace_back(&State::work, state_.get(), i);
     } catch (const std::system_error&) {
     }
-    state_->size = state_->workers.size() + 1;
-    state_->spins = state_->size > std::thread::hardware_concurrency() ? 0 : kSpins;
   }
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
   ~Pool() {
-    if (process() !=
-        state_->owner) {  // a forked child has no workers to join, only traces of them: left alone
+    if (process() != state_->owner) {  // a forked child has no workers to join, only traces of them
       (void)state_.release();
       return;
     }
-    state_->call = nullptr;
-    state_->barrier();
+    state_->stop.store(true, std::memory_order_relaxed);
+    state_->publish(0);
     for (std::thread& worker : state_->workers) worker.join();
   }
 
-  size_t size() const { return state_->size; }
+  size_t size() const { return state_->workers.size() + 1; }
 
-  // Calls work(thread) once on every thread, the caller being 0; returns when all have. `work` must not
-  // throw. One caller at a time. Throws std::runtime_error in a forked child.
-  template <class Work>
-  void run(Work& work) {
-    if (process() != state_->owner)
-      throw std::runtime_error("the threads of a session do not survive a fork");
-    state_->call = [](void* context, size_t thread) { (*static_cast<Work*>(context))(thread); };
-    state_->context = &work;
-    state_->barrier();
-    work(size_t(0));
-    state_->barrier();
+  // Throws std::runtime_error in a forked child, which has none of the threads.
+  void check_process() const {
+    if (process() != state_->owner) throw std::runtime_error("the threads of a session do not survive a fork");
   }
 
-  // Inside `run`: waits until every thread is here. What any wrote before, all see after.
-  void barrier() { state_->barrier(); }
+  // Calls work(part, thread) for every part below `parts` and returns when all have; threads are numbered from 0, the
+  // caller's. `work` must not throw, and must not call this. One caller at a time.
+  template <class Work>
+  void run(size_t parts, Work&& work) {
+    if (parts <= 1 || state_->workers.empty()) {
+      for (size_t part = 0; part < parts; ++part) work(part, size_t(0));
+      return;
+    }
+    using Plain = std::remove_reference_t<Work>;
+    state_->call = [](void* context, size_t part, size_t thread) { (*static_cast<Plain*>(context))(part, thread); };
+    state_->context = const_cast<void*>(static_cast<const void*>(&work));
+    state_->parts = parts;
+    state_->done.store(0, std::memory_order_relaxed);
+    state_->publish(parts);
+    state_->take(0);
+    state_->wait(state_->finished, state_->leader_sleeps, state_->spins,
+                 [&] { return state_->done.load(std::memory_order_seq_cst) == parts; });
+  }
+
+  // Calls work(thread) once on every thread, all at the same time. The rules of `run` hold.
+  template <class Work>
+  void run_each(Work&& work) {
+    std::atomic<size_t> here{0};
+    run(size(), [&](size_t, size_t thread) {  // nobody takes a second part before all are taken
+      here.fetch_add(1);
+      while (here.load() < size()) std::this_thread::yield();
+      work(thread);
+    });
+  }
 
  private:
   static constexpr int kSpins = 2000, kYields = 100;
 
   struct State {
-    size_t size = 1;
     int spins = 0;
     long owner = process();
-    void (*call)(void*, size_t) = nullptr;
-    void* context = nullptr;
     std::vector<std::thread> workers;
     std::mutex mutex;
-    std::condition_variable changed;
-    alignas(64) std::atomic<size_t> arrived{0};
-    alignas(64) std::atomic<uint32_t> round{0};
-    std::atomic<int> asleep{0};
+    std::condition_variable published, finished;
+
+    // The job; nobody reads it without holding a part of it.
+    void (*call)(void*, size_t, size_t) = nullptr;
+    void* context = nullptr;
+    size_t parts = 0;
+
+    alignas(64) std::atomic<uint64_t> ticket{0};  // number of the job, then 32 bits of parts not yet taken
+    std::atomic<bool> stop{false}, worker_sleeps{false};
+    alignas(64) std::atomic<size_t> done{0};
+    std::atomic<bool> leader_sleeps{false};
+
+    void publish(size_t count) {
+      const uint64_t job = (ticket.load(std::memory_order_relaxed) >> 32) + 1;
+      ticket.store(job << 32 | count, std::memory_order_seq_cst);
+      wake(published, worker_sleeps);
+    }
 
     void work(size_t thread) {
-      { std::lock_guard<std::mutex> hold(mutex); }
       for (;;) {
-        barrier();
-        if (!call) return;
-        call(context, thread);
-        barrier();
+        const uint64_t seen = take(thread);
+        if (stop.load(std::memory_order_relaxed)) return;
+        wait(published, worker_sleeps, spins, [&] { return ticket.load(std::memory_order_seq_cst) != seen; });
       }
     }
 
-    void barrier() {
-      const uint32_t now = round.load(std::memory_order_relaxed);
-      if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
-        arrived.store(0, std::memory_order_relaxed);
-        // Whoever falls asleep says so before it looks at `round` a last time: one of the two sees the other.
-        round.store(now + 1, std::memory_order_seq_cst);
-        if (asleep.load(std::memory_order_seq_cst) > 0) {
-          {
-            std::lock_guard<std::mutex> hold(mutex);
-          }
-          changed.notify_all();
-        }
-        return;
+    // Works on parts while there are any; returns the ticket that says there are none.
+    uint64_t take(size_t thread) {
+      uint64_t now = ticket.load(std::memory_order_acquire);
+      while (uint32_t left = uint32_t(now)) {
+        if (!ticket.compare_exchange_weak(now, now - 1, std::memory_order_acq_rel, std::memory_order_acquire))
+          continue;
+        const size_t all = parts;
+        call(context, all - left, thread);
+        if (done.fetch_add(1, std::memory_order_seq_cst) + 1 == all) wake(finished, leader_sleeps);
+        now = ticket.load(std::memory_order_acquire);
       }
-      const auto over = [&] { return round.load(std::memory_order_acquire) != now; };
-      for (int i = 0; i < spins; ++i) {
+      return now;
+    }
+
+    // Whoever falls asleep says so and then looks a last time; whoever has news tells them and then looks for sleepers.
+    // So one of the two sees the other.
+    void wake(std::condition_variable& changed, std::atomic<bool>& sleeps) {
+      if (!sleeps.load(std::memory_order_seq_cst)) return;
+      {
+        std::lock_guard<std::mutex> hold(mutex);
+        sleeps.store(false, std::memory_order_relaxed);
+      }
+      changed.notify_all();
+    }
+
+    template <class Over>
+    void wait(std::condition_variable& changed, std::atomic<bool>& sleeps, int tries, Over over) {
+      for (int i = 0; i < tries; ++i) {
         if (over()) return;
         relax();
       }
@@ -115,9 +153,11 @@ class Pool {
         std::this_thread::yield();
       }
       std::unique_lock<std::mutex> hold(mutex);
-      asleep.fetch_add(1, std::memory_order_seq_cst);
-      while (round.load(std::memory_order_seq_cst) == now) changed.wait(hold);
-      asleep.fetch_sub(1, std::memory_order_relaxed);
+      for (;;) {
+        sleeps.store(true, std::memory_order_seq_cst);
+        if (over()) return;
+        changed.wait(hold);
+      }
     }
   };
 

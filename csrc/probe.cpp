@@ -35,11 +35,11 @@ std::vector<double> timed(size_t threads, double limit, Prepare&& prepare, Work&
     for (int sweep = 0; sweep < sweeps; ++sweep) work(thread);
     ends[thread] = Clock::now();
   };
-  pool.run(warm);
+  pool.run_each(warm);
   std::vector<double> seconds;
   double spent = 0;
   do {
-    pool.run(run);
+    pool.run_each(run);
     const auto first = *std::min_element(starts.begin(), starts.end());
     const double passed = std::chrono::duration<double>(*std::max_element(ends.begin(), ends.end()) - first).count();
     spent += passed;

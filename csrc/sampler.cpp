@@ -21,13 +21,13 @@ typedef float Half __attribute__((vector_size(8)));
 typedef double Two __attribute__((vector_size(16)));
 typedef uint64_t TwoBits __attribute__((vector_size(16)));
 
-// Weights are exp((logit - greatest) / temperature) as integers, in units of 2^-40: integers add up to the same sum in
-// any order, so neither the selection nor the draw depends on how a library partitions or a compiler vectorizes.
+// Weights are exp((logit - greatest) / temperature) as integers, in units of 2^-40: integers add up to
+// the same sum in any order, so neither the selection nor the draw depends on how a library partitions.
 constexpr int kUnits = 40;
 constexpr float kFarthest = -29;  // exp(-29) * 2^40 < 1/2: rounds to no weight
 
-// weights[0..4) of four values; returns their sums in pairs. exp is 2^n times Taylor's sixth power on |r| <= ln(2) / 2,
-// right to 3e-7 of itself. A logit, a float of a few tens, is no better known.
+// weights[0..4) of four values; returns their sums in pairs. exp is 2^n times Taylor's sixth power of
+// |r| <= ln(2) / 2, right to 3e-7 of itself. A logit, a float of a few tens, is no better known.
 inline TwoBits weigh_four(const float* values, float greatest, float inverse, uint64_t* weights) {
   Four x;
   std::memcpy(&x, values, 16);
@@ -36,7 +36,7 @@ inline TwoBits weigh_four(const float* values, float greatest, float inverse, ui
   x = x > farthest ? x : farthest;
   const Four shifted = x * 1.44269504f + magic;
   const Four n = shifted - magic;
-  const Four r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln(2) in two parts: n times the first is exact
+  const Four r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln(2) in two: n times the first is exact
   Four p = r * (1.0f / 720) + 1.0f / 120;
   p = p * r + 1.0f / 24;
   p = p * r + 1.0f / 6;
@@ -55,9 +55,8 @@ inline TwoBits weigh_four(const float* values, float greatest, float inverse, ui
   return sum;
 }
 
-uint64_t weigh(const float* values, size_t count, float greatest, double temperature, uint64_t* weights) {
-  // Never infinite, which times 0 would be no number.
-  const float inverse = float(std::min(1 / std::max(temperature, 1e-300), double(kLargest)));
+// weights[0..count) of a block; returns their sum.
+uint64_t weigh_block(const float* values, size_t count, float greatest, float inverse, uint64_t* weights) {
   TwoBits sum{};
   size_t i = 0;
   for (; i + 4 <= count; i += 4) sum += weigh_four(values + i, greatest, inverse, weights + i);
@@ -94,18 +93,6 @@ float greatest_of(const float* x, size_t count) {
   return value;
 }
 
-// Calls visit(i) for every value that is no less than `least`.
-template <class Visit>
-void each_from(float least, const std::vector<float>& values, size_t count, const std::vector<float>& maxima,
-               Visit&& visit) {
-  for (size_t block = 0; block < maxima.size(); ++block) {
-    if (maxima[block] < least) continue;
-    const size_t last = std::min(count, (block + 1) * kBlock);
-    for (size_t i = block * kBlock; i < last; ++i)
-      if (values[i] >= least) visit(i);
-  }
-}
-
 }  // namespace
 
 uint64_t Generator::next() {
@@ -128,9 +115,12 @@ size_t Sampler::sample(const float* logits, size_t count) {
     at = best();
   } else {
     uint64_t rest = share(generator_.next(), total_);
+    size_t block = 0;
+    while (rest >= sums_[block]) rest -= sums_[block++];
+    at = block * kBlock;
     while (rest >= weights_[at]) rest -= weights_[at++];
   }
-  const uint32_t token = tokens_[at];
+  const uint32_t token = token_at(at);
   ++seen_[token];
   return token;
 }
@@ -139,10 +129,10 @@ void Sampler::distribution(const float* logits, size_t count, double* out) {
   prepare(logits, count);
   std::fill(out, out + count, 0.0);
   if (sampling_.temperature == 0) {
-    out[tokens_[best()]] = 1;
+    out[best()] = 1;
     return;
   }
-  for (size_t i = 0; i < kept_; ++i) out[tokens_[i]] = double(weights_[i]) / double(total_);
+  for (size_t i = 0; i < kept_; ++i) out[token_at(i)] = double(weights_[i]) / double(total_);
 }
 
 void Sampler::prepare(const float* logits, size_t count) {
@@ -150,9 +140,10 @@ void Sampler::prepare(const float* logits, size_t count) {
     tokens_.resize(count);
     values_.resize(count);
     weights_.resize(count);
+    sums_.resize((count + kBlock - 1) / kBlock);
   }
   kept_ = count;
-  std::iota(tokens_.begin(), tokens_.begin() + count, 0u);
+  listed_ = false;
   int wrong = 0;
   for (size_t i = 0; i < count; ++i) {
     values_[i] = logits[i] + 0.0f;  // -0 becomes 0, to which it is equal
@@ -164,14 +155,12 @@ void Sampler::prepare(const float* logits, size_t count) {
                                 (logits[at] == kInfinity ? " is infinite" : " is not a number"));
   }
   adjust();
-  maxima_.resize((count + kBlock - 1) / kBlock);
-  for (size_t i = 0; i < maxima_.size(); ++i)
-    maxima_[i] = greatest_of(&values_[i * kBlock], std::min(kBlock, count - i * kBlock));
+  find_maxima();
   const float greatest = greatest_of(maxima_.data(), maxima_.size());
   if (greatest == -kInfinity) throw std::invalid_argument("the logits rule out every token");
   if (sampling_.temperature == 0) return;
   keep_top_k();
-  total_ = weigh(values_.data(), kept_, greatest, sampling_.temperature, weights_.data());
+  weigh(greatest);
   keep_top_p();
   keep_min_p();
 }
@@ -180,7 +169,8 @@ void Sampler::adjust() {
   const auto change = [&](uint32_t token, auto&& formula) {
     if (token >= kept_ || values_[token] == -kInfinity) return;
     const double x = formula(double(values_[token]));
-    values_[token] = x == -kInfinity ? -kInfinity : float(std::clamp(x, -double(kLargest), double(kLargest))) + 0.0f;
+    const float finite = float(std::clamp(x, -double(kLargest), double(kLargest))) + 0.0f;
+    values_[token] = x == -kInfinity ? -kInfinity : finite;
   };
   for (const auto& entry : sampling_.bias) change(entry.first, [&](double x) { return x + entry.second; });
   if (sampling_.repetition == 1 && sampling_.presence == 0 && sampling_.frequency == 0) return;
@@ -199,6 +189,23 @@ size_t Sampler::best() const {
   return std::find(values_.begin() + block * kBlock, values_.end(), greatest) - values_.begin();
 }
 
+void Sampler::find_maxima() {
+  maxima_.resize((kept_ + kBlock - 1) / kBlock);
+  for (size_t i = 0; i < maxima_.size(); ++i)
+    maxima_[i] = greatest_of(&values_[i * kBlock], std::min(kBlock, kept_ - i * kBlock));
+}
+
+void Sampler::weigh(float greatest) {
+  // Never infinite, which times 0 would be no number.
+  const float inverse = float(std::min(1 / std::max(sampling_.temperature, 1e-300), double(kLargest)));
+  total_ = 0;
+  for (size_t i = 0; i < maxima_.size(); ++i) {
+    const size_t at = i * kBlock;
+    sums_[i] = weigh_block(&values_[at], std::min(kBlock, kept_ - at), greatest, inverse, &weights_[at]);
+    total_ += sums_[i];
+  }
+}
+
 void Sampler::keep_top_k() {
   const size_t k = sampling_.top_k;
   if (k == 0 || k >= kept_) return;
@@ -210,16 +217,13 @@ void Sampler::keep_top_k() {
     least = sorted_[k - 1];
   }
   places_.clear();
-  each_from(least, values_, kept_, maxima_, [&](size_t i) { places_.push_back({values_[i], uint32_t(i), 0}); });
+  each([&](size_t block) { return maxima_[block] >= least; },
+       [&](size_t i) {
+         if (values_[i] >= least) places_.push_back({values_[i], token_at(i), 0});
+       });
   std::nth_element(places_.begin(), places_.begin() + (k - 1), places_.end(), before);
-  const Place last = places_[k - 1];
-  size_t kept = 0;
-  each_from(last.value, values_, kept_, maxima_, [&](size_t i) {
-    if (before(last, {values_[i], uint32_t(i), 0})) return;
-    tokens_[kept] = uint32_t(i);
-    values_[kept++] = values_[i];
-  });
-  kept_ = kept;
+  keep_up_to(places_[k - 1]);
+  find_maxima();
 }
 
 void Sampler::keep_top_p() {
@@ -228,8 +232,10 @@ void Sampler::keep_top_p() {
   // Tokens that have no more than their equal share of what may go weigh, together, no more than may go.
   const uint64_t light = (total_ - target) / kept_;
   places_.clear();
-  for (size_t i = 0; i < kept_; ++i)
-    if (weights_[i] > light) places_.push_back({values_[i], tokens_[i], weights_[i]});
+  each([&](size_t block) { return sums_[block] > light; },
+       [&](size_t i) {
+         if (weights_[i] > light) places_.push_back({values_[i], token_at(i), weights_[i]});
+       });
   // The last token to keep is in [first, last), and those before first weigh less than the target.
   auto first = places_.begin(), last = places_.end();
   uint64_t passed = 0;
@@ -245,27 +251,48 @@ void Sampler::keep_top_p() {
       passed = weight;
     }
   }
-  const Place end = *first;
-  keep([&](size_t i) { return values_[i] >= end.value && !before(end, {values_[i], tokens_[i], 0}); });
+  keep_up_to(*first);
+}
+
+void Sampler::keep_up_to(const Place last) {
+  keep([&](size_t block) { return maxima_[block] >= last.value; },
+       [&](size_t i) { return values_[i] >= last.value && !before(last, {values_[i], token_at(i), 0}); });
 }
 
 void Sampler::keep_min_p() {
   const double least = sampling_.min_p * double(uint64_t(1) << kUnits);
-  if (least > 0) keep([&](size_t i) { return double(weights_[i]) >= least; });
+  if (least == 0) return;
+  keep([&](size_t block) { return double(sums_[block]) >= least; },
+       [&](size_t i) { return double(weights_[i]) >= least; });
 }
 
-template <class Test>
-void Sampler::keep(Test&& test) {
+template <class Open, class Visit>
+void Sampler::each(Open&& open, Visit&& visit) {
+  const size_t count = kept_;
+  for (size_t first = 0; first < count; first += kBlock) {
+    if (!open(first / kBlock)) continue;
+    const size_t last = std::min(count, first + kBlock);
+    for (size_t i = first; i < last; ++i) visit(i);
+  }
+}
+
+template <class Open, class Test>
+void Sampler::keep(Open&& open, Test&& test) {
   size_t kept = 0;
   total_ = 0;
-  for (size_t i = 0; i < kept_; ++i) {
-    if (!test(i)) continue;
-    tokens_[kept] = tokens_[i];
+  each(open, [&](size_t i) {
+    if (!test(i)) return;
+    // What is kept moves to the front: no block is overwritten before it was looked at.
+    tokens_[kept] = token_at(i);
     values_[kept] = values_[i];
-    weights_[kept++] = weights_[i];
-    total_ += weights_[i];
-  }
+    weights_[kept] = weights_[i];
+    if (kept % kBlock == 0) sums_[kept / kBlock] = 0;
+    sums_[kept / kBlock] += weights_[kept];
+    total_ += weights_[kept];
+    ++kept;
+  });
   kept_ = kept;
+  listed_ = true;
 }
 
 }  // namespace paretobit

@@ -1,7 +1,7 @@
 // From one token's logits to the next token, the same on every machine for the same seed.
 //
-// Order, as in Hugging Face's generate (bias, penalties, temperature, top-k, top-p, min-p): the temperature comes before
-// the truncations, so that top-p and min-p cut the distribution that is drawn from.
+// Order, as in Hugging Face's generate: bias, penalties, temperature, top-k, top-p, min-p. The temperature
+// comes before the truncations, so that top-p and min-p cut the distribution that is drawn from.
 #pragma once
 
 #include <cstddef>
@@ -44,8 +44,8 @@ class Sampler {
   // A new answer begins, to this prompt. The generator goes on.
   void start(const int64_t* prompt, size_t count);
 
-  // The next token of the answer; one step of the generator unless greedy. Throws std::invalid_argument on logits that
-  // are NaN or +infinity, or all -infinity. 0 < count <= kMostTokens.
+  // The next token of the answer; one step of the generator unless greedy. Throws std::invalid_argument on
+  // logits that are NaN or +infinity, or all -infinity. 0 < count <= kMostTokens.
   size_t sample(const float* logits, size_t count);
 
   // The probability of each token to be drawn by sample(), (count,).
@@ -64,23 +64,33 @@ class Sampler {
 
   void prepare(const float* logits, size_t count);
   void adjust();
+  void find_maxima();
   size_t best() const;
+  void weigh(float greatest);
   void keep_top_k();
   void keep_top_p();
   void keep_min_p();
-  template <class Test>
-  void keep(Test&& test);
+  void keep_up_to(Place last);
+  // Calls visit(i) for all of each block that is open(block).
+  template <class Open, class Visit>
+  void each(Open&& open, Visit&& visit);
+  // Keeps i where test(i) in the blocks that are open(block), and nothing of the others.
+  template <class Open, class Test>
+  void keep(Open&& open, Test&& test);
+  uint32_t token_at(size_t i) const { return listed_ ? tokens_[i] : uint32_t(i); }
 
   Sampling sampling_;
   Generator generator_;
-  std::unordered_map<uint32_t, uint32_t> seen_;  // token -> how often it is in the answer; 0: in the prompt alone
+  std::unordered_map<uint32_t, uint32_t> seen_;  // token -> times in the answer; 0: in the prompt alone
   // What is still possible, in rising order of tokens: the first kept_ of each, of weight total_ together.
   size_t kept_ = 0;
   uint64_t total_ = 0;
+  bool listed_ = false;  // whether tokens_ is in use: as long as all are possible, it would count from 0
   std::vector<uint32_t> tokens_;
   std::vector<float> values_;
   std::vector<uint64_t> weights_;
-  std::vector<float> maxima_, sorted_;  // of the blocks of values_
+  std::vector<float> maxima_, sorted_;  // of the values of each block, so that most blocks need no look
+  std::vector<uint64_t> sums_;          // of the weights of each block
   std::vector<Place> places_;
 };
 

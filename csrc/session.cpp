@@ -33,19 +33,16 @@ Session::Session(const Model& model, const Kernels& kernels, size_t threads, boo
       int8_(int8),
       context_(within(context, config_.positions, "context")),
       pool_(within(threads, kMostThreads, "threads")),
-      workers_(pool_.size()) {
+      scratch_(pool_.size()),
+      sets_(make_sets()) {
   const Config& c = config_;
   const size_t q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
-  const std::vector<SetSize> sizes = set_sizes();
-  shared_ = make_view(sizes, kChunk);
-  for (size_t i = 0; i < workers_.size(); ++i) {
-    Worker& w = workers_[i];
-    w.thread = i;
-    w.own = make_view(sizes, kAlone);
-    w.normed = Buffer<float>(c.hidden);
-    w.scratch = Buffer<float>(attend_scratch(c.head_dim));
-    w.halves = Buffer<uint16_t>(c.head_dim);
+  for (Scratch& scratch : scratch_) {
+    scratch.normed = Buffer<float>(c.hidden);
+    scratch.attend = Buffer<float>(attend_scratch(c.head_dim));
+    scratch.halves = Buffer<uint16_t>(c.head_dim);
   }
+  x_ = Buffer<float>(kChunk * c.hidden);
   angles_ = Buffer<float>(c.ropes.size() * kChunk * c.head_dim);
   qkv_ = Buffer<float>(kChunk * (q + 2 * kv));
   attended_ = Buffer<float>(kChunk * q);
@@ -56,10 +53,12 @@ Session::Session(const Model& model, const Kernels& kernels, size_t threads, boo
   for (size_t i = 0; i < kChunk; ++i) every_.push_back(i);
 }
 
-// Sets are handed out in order as `prepare` does: one a column order among the matrices that multiply the
-// same.
-std::vector<Session::SetSize> Session::set_sizes() const {
-  std::vector<SetSize> sizes;
+// As many and as large as any stage needs: `prepare` hands them out in order, one a column order.
+std::vector<Session::Set> Session::make_sets() const {
+  struct Size {
+    size_t codes = 0, blocks = 0, values = 0;
+  };
+  std::vector<Size> sizes;
   const auto stage = [&](std::initializer_list<const Matrix*> matrices) {
     std::vector<const Layout*> distinct;
     for (const Matrix* m : matrices) {
@@ -68,7 +67,7 @@ std::vector<Session::SetSize> Session::set_sizes() const {
       if (std::any_of(distinct.begin(), distinct.end(), same)) continue;
       distinct.push_back(&l);
       if (sizes.size() < distinct.size()) sizes.emplace_back();
-      SetSize& size = sizes[distinct.size() - 1];
+      Size& size = sizes[distinct.size() - 1];
       size_t& most = quantizes(l) ? size.codes : size.values;
       most = std::max(most, l.padded);
       size.blocks = std::max(size.blocks, l.blocks);
@@ -82,21 +81,11 @@ std::vector<Session::SetSize> Session::set_sizes() const {
     stage({of(Model::kDown)});
   }
   stage({&model_.head()});
-  return sizes;
-}
-
-Session::View Session::make_view(const std::vector<SetSize>& sizes, size_t tokens) const {
-  View view;
-  view.x = Buffer<float>(tokens * config_.hidden);
-  for (const SetSize& size : sizes) {
-    Set set;
-    set.codes = Buffer<int8_t>(tokens * size.codes);
-    set.scales = Buffer<float>(tokens * size.blocks);
-    set.sums = Buffer<int32_t>(tokens * size.blocks);
-    set.values = Buffer<float>(tokens * size.values);
-    view.sets.push_back(std::move(set));
-  }
-  return view;
+  std::vector<Set> sets;
+  for (const Size& size : sizes)
+    sets.push_back({Buffer<int8_t>(kChunk * size.codes), Buffer<float>(kChunk * size.blocks),
+                    Buffer<float>(kChunk * size.values), Buffer<int32_t>(kChunk * size.blocks)});
+  return sets;
 }
 
 size_t Session::open() {
@@ -177,6 +166,7 @@ void Session::step(const std::vector<Feed>& feeds, float* logits, size_t logits_
   std::lock_guard<std::mutex> hold(mutex_);
   check(feeds, logits_size);
   if (feeds.empty()) return;
+  pool_.check_process();
   reserve(feeds);
   tokens_.clear(), runs_.clear(), wanted_.clear();
   for (const Feed& feed : feeds) {
@@ -187,8 +177,7 @@ void Session::step(const std::vector<Feed>& feeds, float* logits, size_t logits_
       tokens_.push_back({feed.tokens.data[i], s.length + i, &s});
     }
   }
-  auto work = [&](size_t thread) { compute(workers_[thread], logits); };
-  pool_.run(work);
+  compute(logits);
   for (const Feed& feed : feeds) slot(feed.slot).length += feed.tokens.size;
 }
 

@@ -92,51 +92,45 @@ class Session {
     Buffer<float> scales, values;
     Buffer<int32_t> sums;
   };
-  struct SetSize {
-    size_t codes = 0, blocks = 0, values = 0;
-  };
-  // The residual stream, and the sets made from it. With few tokens every thread keeps its own, so that none
-  // waits for another's; with many they share one.
-  struct View {
-    Buffer<float> x;  // (tokens, hidden)
-    std::vector<Set> sets;
-  };
-  struct Worker {
-    size_t thread;
-    View own;
-    Buffer<float> normed, scratch;
+  struct Scratch {  // of one thread
+    Buffer<float> normed, attend;
     Buffer<uint16_t> halves;
-    View* view;
-    Span<size_t>
-        active;  // tokens that go on: all of them, after the last layer's cache is filled the wanted ones
-    Inputs inputs[3];  // of the matrices of a stage
+  };
+  struct Product {
+    const Matrix& matrix;
+    const float* bias;  // or null
+    float* out;         // (active, stride)
+    size_t stride;
   };
 
   const Slot& slot(size_t id) const;
   Slot& slot(size_t id) { return const_cast<Slot&>(static_cast<const Session*>(this)->slot(id)); }
   size_t block_size() const;
-  std::vector<SetSize> set_sizes() const;
-  View make_view(const std::vector<SetSize>& sizes, size_t tokens) const;
+  std::vector<Set> make_sets() const;
   void check(const std::vector<Feed>& feeds, size_t logits_size) const;
   void reserve(const std::vector<Feed>& feeds);
   bool quantizes(const Layout& layout) const { return int8_ && !is_float(layout.format); }
 
-  void compute(Worker& w, float* logits);
-  void compute_angles(Worker& w);
-  const float* enter(Worker& w, size_t i, const float* norm);
-  const float* advance(Worker& w, size_t i, const float* post_norm, const float* norm);
-  void project_heads(Worker& w, size_t layer);
-  void store_heads(Worker& w, size_t layer);
-  void attend(Worker& w, size_t layer);
-  void project_attended(Worker& w, size_t layer);
-  void project_gates(Worker& w, size_t layer);
-  void project_down(Worker& w, size_t layer);
-  void project_logits(Worker& w, float* logits);
+  void compute(float* logits);
+  void compute_angles();
+  const float* enter(size_t i, const float* norm, float* normed);
+  const float* advance(size_t i, const float* post_norm, const float* norm, float* normed);
+  void project_heads(size_t layer);
+  void store_heads(size_t layer);
+  void store_head(size_t layer, size_t head, size_t t, uint16_t* halves);
+  void attend(size_t layer);
+  void attend(size_t layer, size_t first, size_t last, float* scratch);
+  void project_attended(size_t layer);
+  void project_gates(size_t layer);
+  void project_down(size_t layer);
+  void project_logits(float* logits);
 
   template <class Source>
-  void prepare(Worker& w, std::initializer_list<const Matrix*> matrices, Source&& source);
-  void multiply(const Matrix& matrix, const float* bias, const Inputs& inputs, size_t first, size_t last,
-                float* out, size_t stride) const;
+  void prepare(std::initializer_list<const Matrix*> matrices, Source&& source);
+  void multiply(std::initializer_list<Product> products);
+  void multiply(const Product& product, const Inputs& inputs, size_t first, size_t last) const;
+  template <class Work>
+  void split(size_t count, size_t bytes, Work&& work);
 
   const Model& model_;
   const Config& config_;
@@ -147,13 +141,16 @@ class Session {
   std::map<size_t, Slot> slots_;
   size_t opened_ = 0;
   Pool pool_;
-  std::vector<Worker> workers_;
+  std::vector<Scratch> scratch_;  // one a thread
 
   // Of the step in progress.
   std::vector<Token> tokens_;
   std::vector<Run> runs_;
   std::vector<size_t> every_, wanted_;  // indices into tokens_
-  View shared_;
+  Span<size_t> active_;  // tokens that go on: every one; after the last layer's cache is filled, the wanted
+  std::vector<Set> sets_;
+  Inputs inputs_[3];          // of the matrices of a stage, out of sets_
+  Buffer<float> x_;           // (tokens, hidden): the residual stream
   Buffer<float> angles_;      // (ropes, tokens, 2, head_dim / 2): cosines, then sines
   Buffer<float> qkv_;         // (tokens, heads + 2 kv_heads, head_dim)
   Buffer<float> attended_;    // (active, heads, head_dim)

@@ -1,4 +1,4 @@
-// Ternary bytes by table: what formats.inl computes, for ISAs that look up 256 entries faster.
+// Ternary bytes by table: what trits.inl computes, for ISAs that look 256 entries up quickly.
 #pragma once
 
 #include <array>
@@ -6,27 +6,20 @@
 
 namespace paretobit {
 
-struct TritTables {
-  alignas(64) std::array<uint8_t, 256> four;  // digits 0...3 in fields of two bits
-  alignas(64) std::array<uint8_t, 256> last;  // digit 4
-};
-
-constexpr TritTables trit_tables() {
-  TritTables t{};
+// Digits 1...4 of a byte in fields of two bits.
+constexpr std::array<uint8_t, 256> trit_table() {
+  std::array<uint8_t, 256> table{};
   for (unsigned byte = 0; byte < 256; ++byte) {
-    unsigned y = byte;
-    for (unsigned digit = 0; digit < 5; ++digit) {
-      const uint8_t found = uint8_t(3 * (y + 1) >> 8);
-      if (digit < 4)
-        t.four[byte] = uint8_t(t.four[byte] | found << 2 * digit);
-      else
-        t.last[byte] = found;
+    unsigned y = byte, fields = 0;
+    for (unsigned digit = 0; digit < 4; ++digit) {
       y = (3 * y + 2) & 255;
+      fields |= (3 * (y + 1) >> 8) << 2 * digit;
     }
+    table[byte] = uint8_t(fields);
   }
-  return t;
+  return table;
 }
 
-inline constexpr TritTables kTritTables = trit_tables();
+alignas(64) inline constexpr std::array<uint8_t, 256> kTritTable = trit_table();
 
 }  // namespace paretobit

@@ -26,11 +26,29 @@ def find_verbs() -> dict[str, Verb]:
     return {m.VERB.command: m.VERB for m in modules if hasattr(m, "VERB")}
 
 
+def find_verb(command: str) -> Verb | None:
+    """The verb of that name. Most files are called like their command: then no other is read, as start-up counts."""
+    files = {m.name for m in pkgutil.iter_modules(verbs.__path__)}
+    if command in files:
+        verb = getattr(importlib.import_module(f"{verbs.__name__}.{command}"), "VERB", None)
+        if verb is not None and verb.command == command:
+            return verb
+    return find_verbs().get(command)
+
+
+class _Verbs(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(find_verbs())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        verb = find_verb(cmd_name)
+        return None if verb is None else _command(verb)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 2 bad input (one line on stderr that ends with a hint), 130 interrupted."""
-    group = click.Group(
+    group = _Verbs(
         "paretobit",
-        commands=[_command(verb) for verb in find_verbs().values()],
         help="Give a model and what you can afford; get the best model that fits.",
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     )

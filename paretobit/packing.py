@@ -231,7 +231,7 @@ def _encode(planes: np.ndarray, levels: int) -> np.ndarray:
     """Vectors (tiles, units, unit_vectors, 64) from planes (tiles, units, 2, quads, 64)."""
     if levels == 3:
         number = (planes * POWERS).sum(axis=3, dtype=np.uint16)
-        return ((256 * number + TERNARY - 1) // TERNARY).astype(np.uint8)
+        return (256 * number // TERNARY).astype(np.uint8)
     tiles, units = planes.shape[:2]
     planes = planes.reshape(tiles, units, 8, VECTOR)
     if levels == 8:
@@ -279,12 +279,12 @@ def _decode_three(vectors: np.ndarray) -> np.ndarray:
 
 
 def _decode_ternary(vectors: np.ndarray) -> np.ndarray:
-    planes, rest = [], vectors.astype(np.uint16)
+    planes: list[np.ndarray] = []
+    rest: np.ndarray = vectors.astype(np.uint16)
     for _ in POWERS:
-        rest *= 3
-        planes.append((rest >> 8).astype(np.uint8))
-        rest &= 255
-    # ceil(256 n / 243) leaves 243 * itself - 256 n, which is below 243; the other 13 bytes leave more.
+        planes.append((3 * (rest + 1) >> 8).astype(np.uint8))
+        rest = 3 * rest + 2 & 255
+    # One more than floor(256 n / 243) leaves 243 times itself less 256 n, at most 243; the other 13 bytes leave more.
     if rest.max(initial=0) >= TERNARY:
         raise damaged("a ternary byte stands for no five digits")
     return np.stack(planes, axis=3).reshape(*vectors.shape[:2], 2 * len(planes), VECTOR)

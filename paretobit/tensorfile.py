@@ -54,10 +54,8 @@ class RegularFile:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        try:
+        with disk_errors(self.path):
             self._handle = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as why:
-            raise ParetobitError(f"{self.path}: {why.strerror}", hint="check the path") from None
         status = os.fstat(self._handle)
         if not stat.S_ISREG(status.st_mode):
             os.close(self._handle)

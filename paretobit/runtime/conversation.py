@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +45,14 @@ class Conversation:
         self._slot = Slot(model.session)
         self.system(system)
 
-    def answer(self, text: str) -> Iterator[str]:
+    def answer(self, text: str) -> Generator[str, None, None]:
         """Say `text`; the answer's pieces as they are made. Closed or interrupted, what was said of it is kept.
 
         Raises ParetobitError, and forgets `text`, where the template refuses it or it does not fit the context.
         """
         yield from self._reply([*self.messages, {"role": "user", "content": text}])
 
-    def again(self) -> Iterator[str]:
+    def again(self) -> Generator[str, None, None]:
         """Another answer in place of the last; a greedy one is the same."""
         last = self.messages[-1]["role"] if self.messages else ""
         if last not in ("user", "assistant"):
@@ -89,7 +89,7 @@ class Conversation:
     def _first(self) -> list[Message]:
         return [message for message in self.messages[:1] if message["role"] == "system"]
 
-    def _reply(self, messages: list[Message]) -> Iterator[str]:
+    def _reply(self, messages: list[Message]) -> Generator[str, None, None]:
         before, self.messages = (self.messages, self._forgotten), messages
         made = None
         try:
@@ -123,8 +123,8 @@ class Conversation:
                 raise ParetobitError(
                     f"a message of {len(prompt)} tokens does not fit the context of {context}", hint="say it shorter"
                 )
-            # Some room more than needed, or every turn from now on would be computed from the start.
-            start, limit = next_turn, context - max(room, context // 4)
+            # A quarter more than needed, or every turn from now on would be computed from the start.
+            start, limit = next_turn, context - room - context // 4
         if start > self._forgotten:
             self._tell(
                 f"the context of {context} tokens is full: the oldest {start} messages are left out from here on"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import takewhile
 from pathlib import Path
@@ -189,7 +189,7 @@ class Generation:
             self._owned = False
             self._slot.close()
 
-    def _make(self) -> Iterator[str]:
+    def _make(self) -> Generator[str, None, None]:
         try:
             for piece in self._say():
                 if piece:

@@ -120,7 +120,14 @@ class Tokenizer:
         wrong = next((i for i in ids if not 0 <= i <= MAX_ID), None)
         if wrong is not None:
             raise ParetobitError(f"{wrong} is not a token id", hint="use this model's own tokens")
-        return self._tokenizer.decode(ids, skip_special_tokens=skip_special)
+        if not ids:
+            return ""
+        try:
+            return self._tokenizer.decode(ids, skip_special_tokens=skip_special)
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as why:  # some decoders panic on texts shorter than what they strip
+            raise ParetobitError(f"{TOKENIZER} cannot decode: {str(why)[:200]}", hint=HINT_BRING) from None
 
     def is_hidden(self, token: int) -> bool:
         """Whether decode() leaves `token` out: it is special, or no token has this number."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -75,7 +75,7 @@ class Chat:
     def _speak(self, line: str, out: Write) -> bool:
         return not line.strip() or self._print(self.conversation.answer(line), out)
 
-    def _print(self, pieces: Iterator[str], out: Write) -> bool:
+    def _print(self, pieces: Generator[str, None, None], out: Write) -> bool:
         """Pass an answer on; False when its reader has gone."""
         begun = False
         try:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from paretobit.evals.tasks import TaskResult
     from paretobit.runtime.tokenizer import Tokenizer
 
+TORCH, NATIVE = RUNTIMES = ("torch", "native")
 Figure = tuple[str, float | None, float | None, int, str]
 
 
@@ -27,6 +28,7 @@ Figure = tuple[str, float | None, float | None, int, str]
 class Evaluation:
     """What eval measured. text: None where only tasks ran; tasks: one a file; difference: against --versus, paired.
 
+    activations: the native runtime's int8 activations against float32 ones, None where torch computed;
     size_bytes, other_bytes, bits_per_weight: None where the model is not a packed one.
     """
 
@@ -37,6 +39,7 @@ class Evaluation:
     text: Comparison | None
     tasks: tuple[TaskResult, ...] = ()
     difference: dict[str, Any] | None = None
+    activations: Comparison | None = None
     seconds: float = field(default=0.0, compare=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -47,6 +50,7 @@ class Evaluation:
             **measured,
             "tasks": [task.to_json() for task in self.tasks],
             "difference": self.difference,
+            "activations": self.activations.to_json() if self.activations else None,
         }
 
     def __str__(self) -> str:
@@ -62,6 +66,7 @@ def evaluate(
     versus: Annotated[str | None, Option("Another packed model, compared pairwise on the same windows.")] = None,
     windows: Annotated[int, Option("At most this many windows of 512 tokens; 0 = the whole text.")] = 80,
     rows: Annotated[int, Option("At most this many rows a task, evenly spaced; 0 = all.")] = 0,
+    runtime: Annotated[str, Option("What computes OUT: torch, or native (what run and chat use).")] = TORCH,
     device: Annotated[str | None, Option("cpu or cuda (default: cuda where there is one).")] = None,
 ) -> Evaluation:
     """Measure a packed model: perplexity, KL divergence to the original, agreement, tasks.
@@ -74,32 +79,40 @@ def evaluate(
     from paretobit.checkpoint import open_model
     from paretobit.evals.divergence import paired
 
-    torch_or_hint("eval")
+    if runtime not in RUNTIMES:
+        raise ParetobitError(f"--runtime {runtime} is unknown", hint=f"choose from {', '.join(RUNTIMES)}")
+    if runtime == TORCH or against is not None:
+        torch_or_hint("eval")
     if text is None and not tasks:
         raise ParetobitError("nothing to evaluate on", hint="add --text FILE.txt or --tasks FILE.jsonl")
     if versus is not None and (against is None or text is None):
         raise ParetobitError("--versus compares two models on --text against --against", hint="give both")
     started = time.monotonic()
     source = open_model(out)
-    candidate, tokenizer = open_decoder(source, device)
+    candidate, tokenizer = open_decoder(source, device) if runtime == TORCH else open_session(source)
     original = open_model(against) if against else None
     reference = open_decoder(original, device)[0] if original else None
-    compared = difference = None
+    compared = difference = rounded = None
     if text is not None:
         compared = _compare(out, candidate, reference, tokenizer, Path(text), windows)
+        if runtime == NATIVE:
+            exact = open_session(source, "fp32")[0]
+            rounded = _compare(f"{out}'s activations", candidate, exact, tokenizer, Path(text), windows)
         if versus is not None:
-            other = open_decoder(open_model(versus), device)[0]
+            rival_source = open_model(versus)
+            other = (open_decoder(rival_source, device) if runtime == TORCH else open_session(rival_source))[0]
             rival = _compare(versus, other, reference, tokenizer, Path(text), windows)
             difference = {"versus": versus} | paired(compared, rival)
     context = source.arch.max_positions
     scored = tuple(_score(out, candidate, reference, tokenizer, Path(task), rows or None, context) for task in tasks)
     packed = source if isinstance(source, Artifact) else None
     seconds = time.monotonic() - started
-    result = Evaluation(out, None, None, None, compared, scored, difference, seconds)
+    result = Evaluation(out, None, None, None, compared, scored, difference, rounded, seconds)
     if packed:
         sizes = {key: getattr(packed, key) for key in ("size_bytes", "other_bytes", "bits_per_weight")}
         result = replace(result, **sizes)
         limit = (f" --windows {windows}" if text else "") + (f" --rows {rows}" if rows else "")
+        limit += "" if runtime == TORCH else f" --runtime {runtime}"
         _remember(packed, result, f" --against {original.name}" if original else "", text or "", tasks, limit)
     return result
 
@@ -121,6 +134,17 @@ def open_decoder(source: Checkpoint, device: str | None) -> tuple[Logits, Tokeni
 
     keep = 2 * source.bits16 < hardware.memory_available() // 2
     return Decoder(source, device=pick_device(device), keep=keep).logits, Tokenizer(source.companions)
+
+
+def open_session(source: Checkpoint, activations: str = "int8") -> tuple[Logits, Tokenizer]:
+    """The native runtime's logits. Raises ParetobitError on anything but a packed model."""
+    from paretobit.artifact import Artifact
+    from paretobit.runtime.session import Session
+    from paretobit.runtime.tokenizer import Tokenizer
+
+    if not isinstance(source, Artifact):
+        raise ParetobitError(f"--runtime native runs packed models, not {source.name}", hint="quantize it first")
+    return Session(source, activations=activations).logits, Tokenizer(source.companions)
 
 
 def _compare(
@@ -196,6 +220,12 @@ def show(result: Evaluation) -> str:
         lines.append(f"  size           {human(result.size_bytes)}, {result.bits_per_weight:.3f} bits per weight")
     if result.text is not None:
         lines += _text_lines(result.text)
+    if result.activations is not None and result.activations.kl_divergence is not None:
+        kl, same = result.activations.kl_divergence, result.activations.share("same_top1")[0]
+        lines.append(
+            f"  activations    int8 against float32: KL {kl['mean']:.5f} ± {kl['stderr'] or 0:.5f} nats, "
+            f"same top-1 {same:.2%}"
+        )
     for task in result.tasks:
         lines.append(_task_line(task))
     if result.difference:

@@ -55,7 +55,7 @@ def packed_codes(codes: list[list[int]], levels: int, group: int) -> bytes:
             for k, (vector, bit) in enumerate(places(levels, 4 * s + q)):
                 packed[at + 64 * vector] += (codes[r][c] >> k & 1) << bit
     if levels == 3:
-        packed = [-(-256 * n // 243) for n in packed]
+        packed = [256 * n // 243 for n in packed]
     return bytes(packed)
 
 

@@ -1,0 +1,157 @@
+"""Packed models for tests: tiny decoders of every family and trait, quantized by rounding to nearest.
+
+And the decoder that the native one must equal: the torch one in float64, with the two roundings that the native one
+adds on purpose: keys and values to fp16, activations to int8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import paretobit as pb
+from paretobit.arch.spec import EMBED, HEAD
+from paretobit.artifact import Artifact
+from paretobit.compress import estimate, model
+from paretobit.compress.model import Decoder
+from paretobit.scheme import Grid, parse
+from tests.checkpoints import tiny_llama_folder
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+WINDOW = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}
+GEMMA = {"query_pre_attn_scalar": 24, "sliding_window": 7, "sliding_window_pattern": 2}
+FAMILIES: dict[str, tuple[str, dict]] = {
+    "llama": ("llama", {}),
+    "llama, untied": ("llama", {"tied": False}),
+    "llama, biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama, heads of 20": ("llama", {"head_dim": 20}),
+    "llama, one key-value head": ("llama", {"num_key_value_heads": 1}),
+    "llama, no groups": ("llama", {"num_key_value_heads": 4}),
+    "llama, groups of 6": ("llama", {"num_attention_heads": 6, "num_key_value_heads": 1}),
+    "llama, linear": ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.5}}),
+    "llama, llama3": ("llama", {"rope_scaling": LLAMA3}),
+    "llama, yarn": ("llama", {"rope_scaling": YARN}),
+    "mistral, window": ("mistral", {"sliding_window": 7, "tied": False}),
+    "qwen2": ("qwen2", {}),
+    "qwen2, window": ("qwen2", WINDOW),
+    "qwen3": ("qwen3", {"tied": False}),
+    "gemma3": ("gemma3_text", GEMMA),
+    "gemma3, linear": ("gemma3_text", GEMMA | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+}
+
+
+class Shelf:
+    """Makes each packed model once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.made: dict[tuple, Artifact] = {}
+        self.count = 0
+
+    def __call__(self, family: str, scheme: str, **changes: object) -> Artifact:
+        """The blocks' matrices on `scheme`, embedding and head one step wider; `changes` go into config.json."""
+        key = (family, scheme, *sorted(changes.items()))
+        if key not in self.made:
+            self.made[key] = self._quantize(*self._model(family, changes), to=scheme, method="rtn")
+        return self.made[key]
+
+    def mixed(self, family: str, schemes: Mapping[str, str]) -> Artifact:
+        """Like "w4g32", but tensors whose names contain a key of `schemes` are on its value."""
+        plan = self(family, "w4g32").plan
+        layers = dict(plan.layers)
+        for part, scheme in schemes.items():
+            found = {name: replace(layer, scheme=parse(scheme)) for name, layer in layers.items() if part in name}
+            assert found, part
+            layers |= found
+        source, where = self._model(family, {})
+        (where / "plan.json").write_text(replace(plan, layers=layers).to_json())
+        return self._quantize(source, where, plan=str(where / "plan.json"))
+
+    def _model(self, family: str, changes: Mapping[str, object]) -> tuple[Path, Path]:
+        model_type, traits = FAMILIES[family]
+        self.count += 1
+        where = self.folder / str(self.count)
+        return tiny_llama_folder(where / "model", model_type=model_type, **{**traits, **changes}), where
+
+    def _quantize(self, source: Path, where: Path, **options: str) -> Artifact:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(estimate, "matmul_flops", lambda seconds=0.3: 1e10)
+            patch.setenv("PARETOBIT_CACHE", str(where / "cache"))
+            pb.quantize(str(source), out=str(where / "packed"), **options)
+        return Artifact(where / "packed")
+
+
+def round_activations(x: Tensor, grid: Grid) -> Tensor:
+    """Blocks of 64 columns of a group (80 for three levels): int8 by the largest, computed in float32 as the kernel."""
+    n, block = x.shape[-1], 80 if grid.levels == 3 else 64
+    group = min(grid.group or n, n)
+    out = x.clone()
+    for start in range(0, n, group):
+        end = min(start + group, n)
+        for at in range(start, end, block):
+            part = x[..., at : min(at + block, end)].float()
+            most = part.abs().amax(-1, keepdim=True)
+            codes = torch.where(most > 0, torch.round(part * (127 / most)), 0)
+            out[..., at : min(at + block, end)] = codes * (most / 127)
+    return out
+
+
+class Reference(Decoder):
+    """The torch decoder in float64, keys and values rounded to fp16; with int8=True activations to int8 too.
+
+    noise: standard deviation of what is added to every activation that a matrix multiplies, drawn from `seed`, in units
+    of 2⁻²⁴ of their root mean square.
+    """
+
+    def __init__(self, source: Artifact, int8: bool = False, noise: float = 0.0, seed: int = 0) -> None:
+        super().__init__(source)
+        self.packed, self.int8, self.noise = source, int8, noise
+        self.random = torch.Generator().manual_seed(seed)
+
+    def _load(self, name: str, rows: slice | None = None) -> Tensor:
+        return super()._load(name, rows).double()
+
+    def _spoil(self, x: Tensor, consumer: str) -> Tensor:
+        size = self.noise * 2.0**-24 * x.square().mean(-1, keepdim=True).sqrt()
+        x = x + size * torch.randn(x.shape, generator=self.random, dtype=x.dtype)
+        grid = self.packed.schemes[consumer].weight
+        return round_activations(x, grid) if self.int8 and grid.kind == "affine" else x
+
+    @torch.inference_mode()
+    def logits(self, tokens: np.ndarray, first: int = 0) -> np.ndarray:
+        plain = model._attend
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float) -> Tensor:
+            return plain(q, k.half().double(), v.half().double(), window, scale)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(model, "_attend", attend)
+            x = self.embed(torch.from_numpy(tokens))
+            for layer in range(self.arch.layers):
+                x = self._through(layer, x)
+        head = EMBED if self.arch.tied else HEAD
+        y = self._spoil(self.head_input(x[:, first:]), head)
+        return torch.nn.functional.linear(y, self._tensor(head)).numpy()
+
+    def _through(self, layer: int, x: Tensor) -> Tensor:
+        consumers = {tap.name: tap.consumers[0] for tap in self.arch.taps(layer)}
+        steps = self.block(layer, self.weights(layer), x)
+        while True:
+            try:
+                tap, y = next(steps)
+            except StopIteration as stop:
+                return stop.value
+            y.copy_(self._spoil(y, consumers[tap]))
