@@ -11,7 +11,7 @@
 namespace paretobit {
 namespace {
 
-constexpr size_t kMost = size_t(1) << 40;  // rows or columns; their sizes in bytes stay far from overflow
+constexpr size_t kMost = size_t(1) << 5 * sizeof(size_t);  // rows or columns: 2^40 in 64 bits, far from overflow
 constexpr size_t kSet = kTile / 2, kQuad = 4, kWords = kVector / 8;
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }

@@ -30,7 +30,8 @@
 #define PARETOBIT_I8MM "arch=armv8.2-a+dotprod+i8mm"
 #endif
 
-#if defined(__clang__)
+#if defined(PARETOBIT_BEGIN)  // a test's, which emulates the intrinsics
+#elif defined(__clang__)
 #define PARETOBIT_BEGIN(features) \
   _Pragma(PARETOBIT_TEXT(clang attribute push(__attribute__((target(features))), apply_to = function)))
 #define PARETOBIT_END _Pragma("clang attribute pop")

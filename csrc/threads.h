@@ -9,6 +9,10 @@
 #include <thread>
 #include <vector>
 
+#if defined(__wasm__) && !defined(_REENTRANT)
+#define PARETOBIT_ONE_THREAD  // WebAssembly without its thread proposal: the library has no std::thread
+#endif
+
 namespace paretobit {
 
 // Calls work(first, last) on disjoint row ranges that cover [0, rows). `cost` is the work of a row in bytes
@@ -16,6 +20,10 @@ namespace paretobit {
 template <class Work>
 void parallel_rows(size_t rows, size_t cost, int threads, Work&& work) {
   if (rows == 0) return;
+#if defined(PARETOBIT_ONE_THREAD)
+  (void)cost, (void)threads;
+  work(size_t(0), rows);
+#else
   constexpr size_t kWorthAThread = size_t(1) << 18;
   const size_t useful = rows * std::max<size_t>(cost, 1) / kWorthAThread + 1;
   const size_t parts = std::max<size_t>(1, std::min({size_t(threads < 1 ? 1 : threads), useful, rows}));
@@ -43,6 +51,7 @@ void parallel_rows(size_t rows, size_t cost, int threads, Work&& work) {
   for (auto& thread : team) thread.join();
   for (auto& error : errors)
     if (error) std::rethrow_exception(error);
+#endif
 }
 
 }  // namespace paretobit

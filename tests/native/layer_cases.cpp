@@ -1,0 +1,94 @@
+// What a decoder computes beside its matrices. There are no plain loops for these: every ISA is compared with scalar.
+#include <vector>
+
+#include "cases.h"
+
+namespace paretobit::test {
+namespace {
+
+const size_t kCounts[] = {1, 15, 16, 17, 64, 100, 576};
+
+std::vector<float> numbers(size_t count, Random& random) {
+  std::vector<float> x(count);
+  for (float& value : x) value = random.spread();
+  return x;
+}
+
+// Every exponent, both signs, zeros and infinities: 0x00800000 is the smallest normal number.
+std::vector<float> every_size(size_t count, Random& random) {
+  std::vector<float> x(count);
+  for (float& value : x) {
+    const auto word = uint32_t(random.next()), bits = (word & 0x7F800000) == 0x7F800000 ? word & 0xFF800000 : word;
+    std::memcpy(&value, &bits, 4);
+  }
+  return x;
+}
+
+void report_values(const Report& report, const std::string& name, const std::vector<float>& values) {
+  Digest digest;
+  digest.add(values);
+  report(name, digest);
+}
+
+void simple_cases(const Kernels& k, const Report& report) {
+  for (const size_t count : kCounts) {
+    const std::string size = "/" + std::to_string(count);
+    Random random("layers" + size);
+    std::vector<float> x = numbers(2 * count, random), y = numbers(2 * count, random), out(count);
+    k.rms_norm(x.data(), y.data(), count, 0x1p-20f, out.data());
+    report_values(report, "rms_norm" + size, out);
+    k.add(x.data(), y.data(), count);
+    k.scale(x.data(), 1.1f, count);
+    report_values(report, "add, scale" + size, x);
+    k.rotate(x.data(), y.data(), y.data() + count, count);
+    report_values(report, "rotate" + size, x);
+    for (const Activation activation : {Activation::kSilu, Activation::kGeluTanh}) {
+      std::vector<float> gates = numbers(count, random);
+      k.gate(activation, gates.data(), y.data(), count);
+      report_values(report, (activation == Activation::kSilu ? "silu" : "gelu") + size, gates);
+    }
+    const std::vector<float> wide = every_size(count, random);
+    std::vector<uint16_t> halves(count);
+    k.to_half(wide.data(), halves.data(), count);
+    Digest digest;
+    digest.add(halves);
+    report("to_half" + size, digest);
+  }
+}
+
+// A cache of a few blocks, whose queries see windows that begin and end anywhere.
+void attend_case(const Kernels& k, size_t head_dim, size_t group, size_t tokens, size_t position, size_t window,
+                 const Report& report) {
+  const std::string name = "attend/" + std::to_string(head_dim) + "/" + std::to_string(group) + "x" +
+                           std::to_string(tokens) + "/" + std::to_string(position) + "/" + std::to_string(window);
+  Random random(name);
+  const size_t width = padded_head(head_dim), size = kPositions * (head_dim + width);
+  std::vector<std::vector<uint16_t>> blocks((position + tokens + kPositions - 1) / kPositions);
+  std::vector<const uint16_t*> pointers;
+  for (auto& block : blocks) {
+    block.resize(size);
+    for (uint16_t& half : block) half = uint16_t((random.below(2) << 15) | random.below(0x4400));  // up to 4
+    pointers.push_back(block.data());
+  }
+  const std::vector<float> q = numbers(tokens * group * head_dim, random);
+  std::vector<float> out(q.size()), scratch(attend_scratch(head_dim));
+  const size_t stride = group * head_dim;
+  k.attend({pointers.data(), 0, head_dim, width, group, window, position, q.data(), stride, out.data(), stride,
+            scratch.data()},
+           0, tokens * group);
+  report_values(report, name, out);
+}
+
+}  // namespace
+
+void layer_cases(const Kernels& k, const Report& report) {
+  simple_cases(k, report);
+  attend_case(k, 64, 3, 1, 0, 1024, report);
+  attend_case(k, 64, 3, 1, 130, 1024, report);
+  attend_case(k, 40, 4, 7, 60, 33, report);
+  attend_case(k, 16, 1, 64, 100, 500, report);
+  attend_case(k, 128, 5, 9, 0, 4, report);
+  attend_case(k, 2, 2, 3, 63, 1, report);
+}
+
+}  // namespace paretobit::test

@@ -1,0 +1,160 @@
+"""Compilers and machines, real or emulated, on which the native programs are built and run.
+
+A tool that is missing fails the test that needs it and names the package: scripts/native-tools installs them all.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+HERE = Path("tests/native")
+# As CMakeLists.txt has them, without its optimisation: rigs choose their own.
+FLAGS = ("-std=c++17", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Icsrc", "-Itests/native")
+DEBIAN = {
+    "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu",
+    "aarch64-linux-gnu-objdump": "g++-aarch64-linux-gnu",
+    "clang++": "clang libclang-rt-14-dev",
+    "g++": "g++",
+    "node": "nodejs",
+    "objdump": "binutils",
+    "qemu-aarch64": "qemu-user",
+}
+MATRICES = (HERE / "matrices.cpp", HERE / "reference.cpp")
+PROGRAMS = {
+    "conformance": tuple(HERE / f"{name}.cpp" for name in ("conformance", "cases", "layer_cases", "search_cases")),
+    "decoder": (HERE / "decoder.cpp", HERE / "decoder_models.cpp"),
+}
+BEYOND_KERNELS = {"decoder.cpp", "model.cpp", "session.cpp"}  # of csrc/: they need threads
+
+
+def tool(name: str) -> str:
+    """The path of a program; fails with the package that has it."""
+    found = shutil.which(name)
+    assert found, f"{name} is not installed: scripts/native-tools gets it from Debian's {DEBIAN[name]}"
+    return found
+
+
+def zig(*arguments: str) -> tuple[str, ...]:
+    """Zig's C++ compiler, which brings the C and C++ libraries of other systems with it."""
+    assert importlib.util.find_spec("ziglang"), "no ziglang: pip install -e '.[cross]'"
+    return (sys.executable, "-m", "ziglang", "c++", *arguments)
+
+
+def core_sources() -> tuple[Path, ...]:
+    """What CMakeLists.txt builds without Python."""
+    listed = re.search(r"add_library\(paretobit_core STATIC([^)]*)\)", (ROOT / "CMakeLists.txt").read_text())
+    assert listed, "CMakeLists.txt names no core"
+    return tuple(Path(name) for name in listed.group(1).split())
+
+
+@dataclass(frozen=True)
+class Rig:
+    """compiler: a name on the path, or a whole command; swaps: sources that take the place of others."""
+
+    name: str
+    compiler: str | tuple[str, ...]
+    flags: tuple[str, ...] = ("-O2",)
+    link: tuple[str, ...] = ("-pthread",)
+    swaps: dict[str, Path] = field(default_factory=dict, hash=False)
+    kernels_only: bool = False
+
+    def command(self) -> tuple[str, ...]:
+        return (tool(self.compiler),) if isinstance(self.compiler, str) else self.compiler
+
+    def sources(self, program: str) -> list[Path]:
+        kernels = [s for s in core_sources() if s.name not in BEYOND_KERNELS or program == "decoder"]
+        assert not (self.kernels_only and program == "decoder"), f"{self.name} runs kernels only"
+        extra = self.swaps.get("+")
+        chosen = [self.swaps.get(str(s), s) for s in kernels]
+        return [*chosen, *MATRICES, *PROGRAMS[program], *([extra] if extra else [])]
+
+
+class Builds:
+    """Builds programs under a folder, each object once, two at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(folder / "zig")}
+
+    def run(self, *command: str | Path) -> str:
+        """What a compiler prints; a warning is an error."""
+        done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stderr[-6000:]}"
+        return done.stdout
+
+    def object(self, rig: Rig, source: Path) -> Path:
+        path = self.folder / rig.name / (str(source).replace("/", "_") + ".o")
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".part.o")
+            self.run(*rig.command(), *FLAGS, *rig.flags, "-c", source, "-o", part)
+            part.rename(path)
+        return path
+
+    def objects(self, rig: Rig, sources: list[Path]) -> list[Path]:
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(functools.partial(self.object, rig), sources))
+
+    def program(self, rig: Rig, name: str) -> Path:
+        objects = self.objects(rig, rig.sources(name))
+        path = self.folder / rig.name / name
+        self.run(*rig.command(), *rig.flags, *objects, "-o", path, *rig.link)
+        return path
+
+
+def run(*command: str | Path, environment: dict[str, str] | None = None) -> list[str]:
+    """The lines that a program prints; it must end with 0."""
+    done = subprocess.run(command, env={**os.environ, **(environment or {})}, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command} ended with {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-6000:]}"
+    return done.stdout.splitlines()
+
+
+def native() -> Rig:
+    """As the package is built."""
+    return Rig("native", "g++", ("-O3", "-Wno-maybe-uninitialized"))
+
+
+def aarch64() -> Rig:
+    return Rig("aarch64", "aarch64-linux-gnu-g++", ("-O3", "-Wno-maybe-uninitialized"), ("-static", "-pthread"))
+
+
+def wasm() -> Rig:
+    """WebAssembly has no exceptions here: a throw ends the program."""
+    flags = ("-msimd128", "-O3")
+    return Rig("wasm", zig("-target", "wasm32-wasi"), flags, (), {"+": HERE / "no_exceptions.cpp"}, True)
+
+
+def emulated() -> Rig:
+    """AVX-512 in portable C, from SIMDe; not inlined, which takes GCC ten times as long."""
+    try:
+        files = distribution("cmeel-simde").files or []
+    except PackageNotFoundError:
+        raise AssertionError("no SIMDe: pip install -e '.[cross]'") from None
+    header = next(file for file in files if file.match("simde/x86/avx512.h"))
+    include = Path(header.locate()).parents[2]
+    flags = ("-O1", "-Wno-psabi", "-DSIMDE_NO_INLINE", "-DPARETOBIT_BEGIN(features)=", "-DPARETOBIT_END=",
+             "-Itests/native/emulated", "-isystem", str(include))  # fmt: skip
+    swaps = {"csrc/available.cpp": HERE / "emulated/available.cpp"}
+    return Rig("emulated", "g++", flags, swaps=swaps, kernels_only=True)
+
+
+def sanitized(kind: str) -> Rig:
+    """kind: what -fsanitize takes. Checks for null and object sizes double the build and are what ASan finds anyway."""
+    flags = ("-O1", "-g1", f"-fsanitize={kind}", "-fno-sanitize=null,object-size", "-fno-sanitize-recover=all")
+    return Rig("sanitized-" + kind.replace(",", "-"), "clang++", flags)
+
+
+def foreign(target: str) -> Rig:
+    """Compiled, not run: macOS and Windows."""
+    return Rig(target, zig("-target", target))
