@@ -19,8 +19,8 @@ from paretobit.scheme import FLOATS, Grid
 
 ISA_VARIABLE = "PARETOBIT_ISA"
 ZERO_KINDS = {"stored": 0, "twos": 1, "mid": 2}
-# Levels or float kind -> the format's number in csrc/matrix.h.
-FORMATS: dict[object, int] = {name: i for i, name in enumerate((2, 3, 4, 8, 16, 32, 64, 255, "fp16", "bf16", "fp32"))}
+# Levels, or a float's kind, in the order of `Format` in csrc/matrix.h.
+FORMATS: tuple[object, ...] = (2, 3, 4, 8, 16, 32, 64, 255, "fp16", "bf16", "fp32")
 
 
 def available() -> tuple[str, ...]:
@@ -134,6 +134,11 @@ def feed_back(
     return errors, moved
 
 
+def format_of(grid: Grid) -> int:
+    """The number by which the kernels know an affine or float grid."""
+    return FORMATS.index(grid.kind if grid.kind in FLOATS else grid.levels)
+
+
 def read_seconds(nbytes: int, threads: int, limit: float) -> list[float]:
     """Seconds in which `threads` threads together read `nbytes` of memory in order: at least three measurements, as
     many as fit into `limit` seconds.
@@ -153,9 +158,13 @@ def multiply_seconds(
     ".zero" uint8; of a float grid "" as uint8. Their values do not matter. Raises ParetobitError as `read_seconds`
     does, and on arrays of the wrong size.
     """
-    format = FORMATS[grid.kind if grid.kind in FLOATS else grid.levels]
     scale = arrays.get(".scale")
-    at = (format, shape, min(grid.group or shape[1], shape[1]), round(2 * grid.offset) if scale is not None else 0)
+    at = (
+        format_of(grid),
+        shape,
+        min(grid.group or shape[1], shape[1]),
+        round(2 * grid.offset) if scale is not None else 0,
+    )
     stored = (arrays[".codes" if scale is not None else ""], None if scale is None else _words(scale))
     return _timed("multiply_seconds", *at, *stored, arrays.get(".zero"), count, threads, limit, isa())
 

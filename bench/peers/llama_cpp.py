@@ -1,7 +1,7 @@
 """paretobit beside llama.cpp: the same weights, decoding and prefill taking turns in one run.
 
-    python -m bench.peers.llama_cpp [--model demo:smollm2 ...] [--scheme w4g64 ...] [--threads 1,2] [--rounds 5]
-                                    [--tokens 64] [--prompt 256] [--peer PYTHON] [--json]
+    python -m bench.peers.llama_cpp [--model demo:smollm2 ...] [--scheme w4g64 ...] [--type Q4_0 ...] [--threads 1,2]
+                                    [--rounds 5] [--tokens 64] [--prompt 256] [--peer PYTHON] [--json]
 
 Run it from the repository's root, with paretobit[compress] installed. Ours are packed models rounded to nearest; theirs
 are GGUF files that llama.cpp quantizes from the same weights, exported in fp16; an exported file must give the logits
@@ -25,7 +25,7 @@ import sys
 import time
 import venv
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -89,8 +89,9 @@ class Peer:
         """The child's answer; ends the program where it reports an error or dies."""
         process = self._process
         assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(json.dumps([name, arguments]) + "\n")
-        process.stdin.flush()
+        with suppress(BrokenPipeError):
+            process.stdin.write(json.dumps([name, arguments]) + "\n")
+            process.stdin.flush()
         answer = json.loads(process.stdout.readline() or '{"error": "the peer ended"}')
         if "error" in answer:
             raise SystemExit(answer["error"])
@@ -332,6 +333,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", help="may be repeated (default: demo:smollm2)")
     parser.add_argument("--scheme", action="append", choices=RIVALS, help="may be repeated (default: all)")
+    parser.add_argument("--type", action="append", help="llama.cpp's type; may be repeated (default: of the same bits)")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=64)
@@ -343,7 +345,7 @@ def main() -> None:
     python = peer_python(given.peer)
     with Peer(python) as peer:
         built = peer.call("about")
-    sizes = {"prompt": given.prompt, "tokens": given.tokens, "rounds": given.rounds}
+    sizes = {"prompt": given.prompt, "tokens": given.tokens, "rounds": given.rounds, "types": given.type}
     matches = []
     for model in given.model or ["demo:smollm2"]:
         for scheme in given.scheme or RIVALS:

@@ -20,8 +20,6 @@ from paretobit.errors import ParetobitError
 from paretobit.scheme import FLOATS, Grid
 
 ACTIVATIONS = ("int8", "fp32")
-LEVELS = (2, 3, 4, 8, 16, 32, 64, 255)  # of the packed formats, in the order of csrc/matrix.h; the floats follow
-FLOAT_FORMATS = ("fp16", "bf16", "fp32")
 # Fields that csrc/model.h shares with Arch.
 SHARED = (
     *("hidden", "intermediate", "heads", "kv_heads", "head_dim", "vocab", "norm_eps", "norm_offset", "attn_scale"),
@@ -250,11 +248,9 @@ def _role(arch: Arch, name: str) -> tuple[str, int]:
 
 
 def _format(name: str, grid: Grid) -> int:
-    if grid.kind in FLOATS:
-        return len(LEVELS) + FLOAT_FORMATS.index(grid.kind)
-    if grid.kind != "affine":
+    if grid.kind != "affine" and grid.kind not in FLOATS:
         raise ParetobitError(f"{name}: no kernel for the grid '{grid.kind}'", hint="quantize to another scheme")
-    return LEVELS.index(grid.levels)
+    return native.format_of(grid)
 
 
 def _mapped(source: Artifact, name: str, dtype: type) -> np.ndarray:
