@@ -228,7 +228,8 @@ void Sampler::keep_top_k() {
 
 void Sampler::keep_top_p() {
   if (sampling_.top_p == 1) return;
-  const uint64_t target = std::min(uint64_t(sampling_.top_p * double(total_)), total_);
+  // At least 1: a share too small to count still leaves the best token.
+  const uint64_t target = std::clamp(uint64_t(sampling_.top_p * double(total_)), uint64_t(1), total_);
   // Tokens that have no more than their equal share of what may go weigh, together, no more than may go.
   const uint64_t light = (total_ - target) / kept_;
   places_.clear();

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -30,12 +30,35 @@ DEBIAN = {
     "objdump": "binutils",
     "qemu-aarch64": "qemu-user",
 }
-MATRICES = (HERE / "matrices.cpp", HERE / "reference.cpp")
+KERNELS = {"available.cpp", "dispatch.cpp", "pack.cpp"}  # of csrc/, and all of csrc/isa/
+SESSION = {*KERNELS, "decoder.cpp", "model.cpp", "session.cpp"}  # these need threads
+
+
+@dataclass(frozen=True)
+class Program:
+    """core: what it needs of csrc/, by name; sources: what else it is made of; link: what links it."""
+
+    core: set[str]
+    sources: tuple[Path, ...]
+    link: tuple[str, ...] = ()
+
+
+def _native(*names: str) -> tuple[Path, ...]:
+    return tuple(HERE / f"{name}.cpp" for name in (*names, "matrices", "reference"))
+
+
+def _fuzzer(name: str, core: set[str]) -> Program:
+    return Program(core, (Path(f"tests/fuzz/{name}.cpp"),), ("-fsanitize=fuzzer",))
+
+
+FUZZERS = ("kernels", "model", "sampler")
 PROGRAMS = {
-    "conformance": tuple(HERE / f"{name}.cpp" for name in ("conformance", "cases", "layer_cases", "search_cases")),
-    "decoder": (HERE / "decoder.cpp", HERE / "decoder_models.cpp"),
+    "conformance": Program(KERNELS, _native("conformance", "cases", "layer_cases", "search_cases")),
+    "decoder": Program(SESSION, _native("decoder", "decoder_models")),
+    "fuzz-kernels": _fuzzer("kernels", KERNELS),
+    "fuzz-model": _fuzzer("model", SESSION),
+    "fuzz-sampler": _fuzzer("sampler", {"sampler.cpp"}),
 }
-BEYOND_KERNELS = {"decoder.cpp", "model.cpp", "probe.cpp", "session.cpp"}  # of csrc/: they need threads
 
 
 def tool(name: str) -> str:
@@ -67,17 +90,16 @@ class Rig:
     flags: tuple[str, ...] = ("-O2",)
     link: tuple[str, ...] = ("-pthread",)
     swaps: dict[str, Path] = field(default_factory=dict, hash=False)
-    kernels_only: bool = False
+    extra: tuple[Path, ...] = ()
 
     def command(self) -> tuple[str, ...]:
         return (tool(self.compiler),) if isinstance(self.compiler, str) else self.compiler
 
-    def sources(self, program: str) -> list[Path]:
-        kernels = [s for s in core_sources() if s.name not in BEYOND_KERNELS or program == "decoder"]
-        assert not (self.kernels_only and program == "decoder"), f"{self.name} runs kernels only"
-        extra = self.swaps.get("+")
-        chosen = [self.swaps.get(str(s), s) for s in kernels]
-        return [*chosen, *MATRICES, *PROGRAMS[program], *([extra] if extra else [])]
+    def sources(self, program: Program) -> list[Path]:
+        isas = "dispatch.cpp" in program.core
+        core = [s for s in core_sources() if s.name in program.core or (isas and s.parent.name == "isa")]
+        chosen = [self.swaps.get(str(source), source) for source in core]
+        return [*chosen, *program.sources, *self.extra]
 
 
 class Builds:
@@ -98,7 +120,9 @@ class Builds:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(".part.o")
-            self.run(*rig.command(), *FLAGS, *rig.flags, "-c", source, "-o", part)
+            # As in CMakeLists.txt: -O3 unrolls its loops over single bytes for minutes.
+            less = ("-O2",) if source.name == "scalar.cpp" and "-O3" in rig.flags else ()
+            self.run(*rig.command(), *FLAGS, *rig.flags, *less, "-c", source, "-o", part)
             part.rename(path)
         return path
 
@@ -107,9 +131,10 @@ class Builds:
             return list(pool.map(functools.partial(self.object, rig), sources))
 
     def program(self, rig: Rig, name: str) -> Path:
-        objects = self.objects(rig, rig.sources(name))
+        program = PROGRAMS[name]
+        objects = self.objects(rig, rig.sources(program))
         path = self.folder / rig.name / name
-        self.run(*rig.command(), *rig.flags, *objects, "-o", path, *rig.link)
+        self.run(*rig.command(), *rig.flags, *objects, "-o", path, *rig.link, *program.link)
         return path
 
 
@@ -132,7 +157,7 @@ def aarch64() -> Rig:
 def wasm() -> Rig:
     """WebAssembly has no exceptions here: a throw ends the program."""
     flags = ("-msimd128", "-O3")
-    return Rig("wasm", zig("-target", "wasm32-wasi"), flags, (), {"+": HERE / "no_exceptions.cpp"}, True)
+    return Rig("wasm", zig("-target", "wasm32-wasi"), flags, (), extra=(HERE / "no_exceptions.cpp",))
 
 
 def emulated() -> Rig:
@@ -146,15 +171,27 @@ def emulated() -> Rig:
     flags = ("-O1", "-Wno-psabi", "-DSIMDE_NO_INLINE", "-DPARETOBIT_BEGIN(features)=", "-DPARETOBIT_END=",
              "-Itests/native/emulated", "-isystem", str(include))  # fmt: skip
     swaps = {"csrc/available.cpp": HERE / "emulated/available.cpp"}
-    return Rig("emulated", "g++", flags, swaps=swaps, kernels_only=True)
+    return Rig("emulated", "g++", flags, swaps=swaps)
 
 
 def sanitized(kind: str) -> Rig:
     """kind: what -fsanitize takes. Checks for null and object sizes double the build and are what ASan finds anyway."""
-    flags = ("-O1", "-g1", f"-fsanitize={kind}", "-fno-sanitize=null,object-size", "-fno-sanitize-recover=all")
-    return Rig("sanitized-" + kind.replace(",", "-"), "clang++", flags)
+    checks = (f"-fsanitize={kind}", "-fno-sanitize=null,object-size", "-fno-sanitize-recover=all")
+    return Rig("sanitized-" + kind.replace(",", "-"), "clang++", ("-O1", "-g1", *checks))
+
+
+def fuzzed() -> Rig:
+    """Every fault that sanitizers see, and what libFuzzer needs to see where an input leads."""
+    rig = sanitized("address,undefined")
+    return replace(rig, flags=(*rig.flags, "-fsanitize=fuzzer-no-link"))
 
 
 def foreign(target: str) -> Rig:
     """Compiled, not run: macOS and Windows."""
     return Rig(target, zig("-target", target))
+
+
+def fuzz_options(seconds: float, finds: Path) -> list[str]:
+    """finds: what the path of an input that ends the program begins with."""
+    limits = ["-timeout=20", "-rss_limit_mb=2048", "-malloc_limit_mb=1024", "-max_len=6000", "-len_control=20"]
+    return [f"-max_total_time={max(1, round(seconds))}", f"-artifact_prefix={finds}", *limits]
