@@ -52,7 +52,7 @@ class Chat:
 
     def to_json(self) -> dict[str, Any]:
         """All messages, after what stdin says."""
-        self.talk(_lines(), lambda piece: True)
+        self.talk(iter(_line, None), lambda piece: True)
         return {"model": self.path, "messages": self.conversation.messages}
 
     def talk(self, lines: Iterator[str], out: Write, interactive: bool = False) -> None:
@@ -68,9 +68,6 @@ class Chat:
                 if not interactive:
                     raise
                 note(str(why), "red")
-            except KeyboardInterrupt:
-                if not interactive:
-                    raise
 
     def _speak(self, line: str, out: Write) -> bool:
         return not line.strip() or self._print(self.conversation.answer(line), out)
@@ -167,31 +164,35 @@ def chat(
 def show(chat: Chat) -> None:
     """Talk until the lines end. Without a terminal, Ctrl-C between answers ends it with 130."""
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    try:
-        if interactive:
-            note("a line is a message; /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves")
-        chat.talk(_typed() if interactive else _lines(), write, interactive)
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def _typed() -> Iterator[str]:
-    """Lines from a terminal, with editing and history where Python has readline."""
-    with suppress(ImportError):
-        import readline  # noqa: F401
+    lines, interrupted = iter(_typed if interactive else _line, None), False
+    if interactive:
+        note("a line is a message; /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves")
+        with suppress(ImportError):
+            import readline  # noqa: F401
     while True:
         try:
-            yield input("> ")
-        except KeyboardInterrupt:
-            write("\n")
-        except EOFError:
-            write("\n")
+            if interrupted:
+                write("\n")
+            chat.talk(lines, write, interactive)
             return
+        except KeyboardInterrupt:
+            if not interactive:
+                sys.exit(130)
+            interrupted = True
 
 
-def _lines() -> Iterator[str]:
-    for line in sys.stdin.buffer:
-        yield line.decode("utf-8", "replace").rstrip("\r\n")
+def _typed() -> str | None:
+    """A line from a terminal, with editing and history where Python has readline; None for Ctrl-D."""
+    try:
+        return input("> ")
+    except EOFError:
+        write("\n")
+        return None
+
+
+def _line() -> str | None:
+    line = sys.stdin.buffer.readline()
+    return line.decode("utf-8", "replace").rstrip("\r\n") if line else None
 
 
 def note(line: str, style: str = "dim") -> None:
