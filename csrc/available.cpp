@@ -11,7 +11,7 @@ std::vector<std::string> available() {
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-  if (vnni && __builtin_cpu_supports("avx512vbmi")) names.push_back("avx512_vbmi");
+  if (vnni && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("gfni")) names.push_back("avx512_vbmi");
   if (vnni) names.push_back("avx512_vnni");
   if (avx512) names.push_back("avx512");
   if (__builtin_cpu_supports("avx2") && has_f16c()) names.push_back("avx2");

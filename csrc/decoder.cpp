@@ -8,25 +8,29 @@
 namespace paretobit {
 namespace {
 
-constexpr size_t kPartsEach = 4;             // parts a thread, so that slow threads can be left less
-constexpr size_t kWorthSharing = 1 << 15;    // bytes; a thread needs about a microsecond for them, as for being told
+constexpr size_t kWorthSharing = 1 << 15;  // bytes; a thread needs some microseconds for them, as for being told
 
 struct Range {
   size_t first, last;
 };
 
-Range share(size_t count, size_t part, size_t parts) { return {count * part / parts, count * (part + 1) / parts}; }
-
 Range overlap(Range a, Range b) { return {std::max(a.first, b.first), std::min(a.last, b.last)}; }
 
 }  // namespace
 
-// Calls work(range, thread) on ranges that cover `count` things, each of which touches `bytes`.
+// Calls work(range, thread) on ranges that cover `count` things, each of which touches `bytes`. They become smaller and
+// smaller: long ones keep memory streaming, short ones let all threads end together.
 template <class Work>
 void Session::split(size_t count, size_t bytes, Work&& work) {
-  const size_t useful = count * bytes / kWorthSharing + 1;
-  const size_t parts = std::min({count, useful, pool_.size() == 1 ? 1 : pool_.size() * kPartsEach});
-  pool_.run(parts, [&](size_t part, size_t thread) { work(share(count, part, parts), thread); });
+  const size_t threads = pool_.size(), least = std::max<size_t>(1, kWorthSharing / bytes);
+  if (threads == 1 || count <= least) {
+    if (count) work(Range{0, count}, 0);
+    return;
+  }
+  ends_.clear();
+  for (size_t end = 0; end < count; ends_.push_back(end))
+    end += std::min(count - end, std::max(least, (count - end) / (2 * threads)));
+  pool_.run(ends_.size(), [&](size_t part, size_t thread) { work(Range{part ? ends_[part - 1] : 0, ends_[part]}, thread); });
 }
 
 void Session::compute(float* logits) {

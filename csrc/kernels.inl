@@ -1,4 +1,5 @@
 // Every algorithm once, for the ISA whose lanes and operations were included before.
+#include "fields.inl"
 #include "trits.inl"
 #include "formats.inl"
 #include "multiply.inl"

@@ -89,41 +89,92 @@ PARETOBIT_INLINE void dot_unit(const uint8_t* codes, const int8_t* activations, 
   });
 }
 
+// Processors fetch ahead by themselves, but only within a page and only so far: the rest is asked for here, into the
+// second cache level first, then into the first.
+constexpr size_t kFar = 4096, kNear = 1024;  // bytes
+constexpr size_t kGroupsAhead = 8;
+
+PARETOBIT_INLINE void fetch_ahead(const uint8_t* codes, size_t bytes) {
+  for (size_t at = 0; at < bytes; at += kVector) {
+    __builtin_prefetch(codes + at + kFar, 0, 2);
+    __builtin_prefetch(codes + at + kNear, 0, 3);
+  }
+}
+
 template <Format kFormat>
-void one_token(const Matrix& m, const Inputs& in, size_t first, size_t last, float* out) {
+PARETOBIT_INLINE void fetch_group_ahead(const Matrix& m, size_t tile, size_t group) {
+  const size_t at = tile * m.layout.groups + group + kGroupsAhead;
+  __builtin_prefetch(m.scale + at * kTile, 0, 3);
+  if (m.zero) __builtin_prefetch(m.zero + at * zero_bytes(kFormat), 0, 3);
+}
+
+// Rows of kStreams tiles, `apart` tiles from each other: as many streams that memory delivers at the same time.
+template <Format kFormat, size_t kStreams>
+PARETOBIT_INLINE void one_token_tiles(const Matrix& m, const Inputs& in, size_t tile, size_t apart, float* out) {
   constexpr int kTop = Unit<kFormat>::kTop;
   constexpr size_t kBytes = unit_vectors(kFormat) * kVector, kColumns = unit_columns(kFormat);
+  constexpr size_t kSums = kStreams > 1 ? 1 : 2;  // by turns: a sum that waits for itself would be slow
   const Layout& l = m.layout;
-  for (size_t tile = first; tile < last; ++tile) {
-    const uint8_t* codes = m.codes + tile * l.tile_bytes;
-    Lanes acc[2] = {all(0.0f), all(0.0f)};
-    size_t block = 0;
-    const int8_t* activations = in.codes;
-    for (size_t g = 0; g < l.groups; ++g) {
-      const TileGroup group = load_group<kFormat>(m, tile, g);
-      size_t units = g + 1 < l.groups ? l.group_units : l.last_units;
-      for (; units; ++block) {
-        const size_t count = std::min(kBlockUnits, units);
-        Sum sum[2] = {no_sum(), no_sum()};
-        if (count == kBlockUnits) {
-#pragma GCC unroll 4
-          for (size_t u = 0; u < kBlockUnits; ++u)
-            dot_unit<kFormat>(codes + u * kBytes, activations + u * kColumns, sum);
-        } else {
-          for (size_t u = 0; u < count; ++u)
-            dot_unit<kFormat>(codes + u * kBytes, activations + u * kColumns, sum);
-        }
-        const int32_t whole = in.sums[block];
-        for (int s = 0; s < 2; ++s)
-          add_block(acc[s], total<kTop>(sum[s], whole), group.scale[s], m.zero ? &group.zero[s] : nullptr,
-                    m.twice_zero, in.scales[block], whole);
-        codes += count * kBytes;
-        activations += count * kColumns;
-        units -= count;
-      }
-    }
-    store_rows(acc, l.rows - tile * kTile, out + tile * kTile);
+  const uint8_t* codes[kStreams];
+  Lanes acc[kStreams][2];
+  for (size_t i = 0; i < kStreams; ++i) {
+    codes[i] = m.codes + (tile + i * apart) * l.tile_bytes;
+    acc[i][0] = acc[i][1] = all(0.0f);
   }
+  const int8_t* activations = in.codes;
+  size_t block = 0;
+  for (size_t g = 0; g < l.groups; ++g) {
+    TileGroup group[kStreams];
+    for (size_t i = 0; i < kStreams; ++i) {
+      group[i] = load_group<kFormat>(m, tile + i * apart, g);
+      fetch_group_ahead<kFormat>(m, tile + i * apart, g);
+    }
+    size_t units = g + 1 < l.groups ? l.group_units : l.last_units;
+    for (; units; ++block) {
+      const size_t count = std::min(kBlockUnits, units);
+      Sum sum[kStreams][kSums][2];
+      for (auto& stream : sum)
+        for (auto& turn : stream) turn[0] = turn[1] = no_sum();
+      const auto dot = [&](size_t u) PARETOBIT_LAMBDA {
+        for (size_t i = 0; i < kStreams; ++i) {
+          fetch_ahead(codes[i] + u * kBytes, kBytes);
+          dot_unit<kFormat>(codes[i] + u * kBytes, activations + u * kColumns, sum[i][u % kSums]);
+        }
+      };
+      if (count == kBlockUnits) {
+#pragma GCC unroll 4
+        for (size_t u = 0; u < kBlockUnits; ++u) dot(u);
+      } else {
+        for (size_t u = 0; u < count; ++u) dot(u);
+      }
+      const int32_t whole = in.sums[block];
+      for (size_t i = 0; i < kStreams; ++i) {
+        for (int s = 0; s < 2; ++s) {
+          Ints dots = total<kTop>(sum[i][0][s], whole);
+          if constexpr (kSums > 1) dots = dots + total<kTop>(sum[i][1][s], 0);
+          add_block(acc[i][s], dots, group[i].scale[s], m.zero ? &group[i].zero[s] : nullptr, m.twice_zero,
+                    in.scales[block], whole);
+        }
+        codes[i] += count * kBytes;
+      }
+      activations += count * kColumns;
+      units -= count;
+    }
+  }
+  for (size_t i = 0; i < kStreams; ++i) {
+    const size_t row = (tile + i * apart) * kTile;
+    store_rows(acc[i], l.rows - row, out + row);
+  }
+}
+
+// Two streams, the halves of the range, where there are registers for them.
+template <Format kFormat>
+void one_token(const Matrix& m, const Inputs& in, size_t first, size_t last, float* out) {
+  constexpr size_t kStreams = PARETOBIT_WIDTH == 16 ? 2 : 1;
+  const size_t apart = (last - first) / kStreams;
+  size_t tile = first;
+  for (; tile < first + apart; ++tile) one_token_tiles<kFormat, kStreams>(m, in, tile, apart, out);
+  for (tile = first + kStreams * apart; tile < last; ++tile) one_token_tiles<kFormat, 1>(m, in, tile, 0, out);
 }
 
 // ---- several tokens: a block is unpacked once for all of them

@@ -50,8 +50,6 @@ class Session {
  public:
   static constexpr size_t kChunk = 64;  // most tokens of a step, all sequences together
   static constexpr size_t kMostThreads = 1024;
-  static constexpr size_t kAlone =
-      2;  // tokens up to which every thread prepares its own copy of the activations
 
   // The model is sealed and outlives the session. int8: activations in eight bits, otherwise float32;
   // context: most positions of a sequence. Throws std::invalid_argument on what cannot be, std::bad_alloc.
@@ -146,6 +144,7 @@ class Session {
   // Of the step in progress.
   std::vector<Token> tokens_;
   std::vector<Run> runs_;
+  std::vector<size_t> ends_;           // of a stage's parts
   std::vector<size_t> every_, wanted_;  // indices into tokens_
   Span<size_t> active_;  // tokens that go on: every one; after the last layer's cache is filled, the wanted
   std::vector<Set> sets_;

@@ -1,8 +1,8 @@
-// AVX-512 with VNNI and VBMI: Ice Lake, Zen 4 and later.
+// AVX-512 with VNNI, VBMI and GFNI: Ice Lake, Zen 4 and later.
 #include "region.h"
 
 #if defined(__x86_64__)
-PARETOBIT_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")
+PARETOBIT_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,gfni")
 namespace paretobit::avx512_vbmi {
 namespace {
 #define PARETOBIT_WIDTH 16
