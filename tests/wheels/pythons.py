@@ -54,7 +54,7 @@ def unpacked(version: str, arch: str) -> Python:
     part = python.root.with_name(python.root.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.parent.mkdir(parents=True, exist_ok=True)
-    names = f"python{version},libpython{version}-dev"
+    names = f"python{version},libpython{version}-dev,libstdc++6"  # the last is for numpy
     _run(
         tool("mmdebstrap"), "--quiet", "--variant=extract", f"--architectures={DEBIAN[arch]}", f"--include={names}",
         "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr", RELEASES[version], str(part),

@@ -23,7 +23,7 @@ ALL = [(version, arch) for arch in pythons.DEBIAN for version in pythons.RELEASE
 TAGS = {"3.11": "cp311-cp311", "3.13": "cp312-abi3"}  # the Python that builds and runs it -> what it is for
 # Processors by qemu's names: the oldest that numpy still runs on, and what each must then choose from.
 MACHINES = {
-    "x86_64": {"Nehalem": {"scalar"}},
+    "x86_64": {"Nehalem": {"scalar"}, "Haswell": {"avx2", "scalar"}},
     "aarch64": {"cortex-a53": {"neon", "scalar"}, "max": {"neon_i8mm", "neon_dotprod", "neon", "scalar"}},
 }
 LIBRARIES = {"libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
@@ -53,10 +53,10 @@ def test_tags(wheel: tuple[Python, Path]) -> None:
     promised = {str(tag) for tag in parse_wheel_filename(path.name)[3]}
     (name,) = (n for n in zipfile.ZipFile(path).namelist() if n.endswith(".dist-info/WHEEL"))
     assert set(re.findall("^Tag: (.*)$", zipfile.ZipFile(path).read(name).decode(), re.M)) == promised
-    glibc = rf"{TAGS[python.version]}-manylinux(_2_(\d+)|2014)_{python.arch}"
-    found = [re.fullmatch(glibc, tag) for tag in promised]
-    assert max(int(match[2] or 17) for match in found if match) == 28
-    assert all(found), promised
+    form = rf"{TAGS[python.version]}-manylinux(_2_(\d+)|2014)_{python.arch}"
+    for tag in promised:
+        found = re.fullmatch(form, tag)
+        assert found and int(found[2] or 17) <= 28, tag
 
 
 def test_stable_abi(made: dict[tuple[str, str], Path]) -> None:
