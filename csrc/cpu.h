@@ -16,7 +16,7 @@ struct Features {
   bool avx2 = false, avx512 = false, vnni = false, vbmi = false;
 };
 
-// Asked of the processor itself: __builtin_cpu_supports asks the compiler's runtime library, and zig's denies all.
+// Asked of the processor: __builtin_cpu_supports asks the compiler's runtime library, and zig's denies all.
 inline Features features() {
   Features has;
   unsigned a, b, c, d, saved, more;
