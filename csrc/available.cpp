@@ -7,14 +7,11 @@ namespace paretobit {
 std::vector<std::string> available() {
   std::vector<std::string> names;
 #if defined(__x86_64__)
-  __builtin_cpu_init();  // reads CPUID, and XGETBV for what the operating system saves
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-  if (vnni && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("gfni")) names.push_back("avx512_vbmi");
-  if (vnni) names.push_back("avx512_vnni");
-  if (avx512) names.push_back("avx512");
-  if (__builtin_cpu_supports("avx2") && has_f16c()) names.push_back("avx2");
+  const Features has = features();
+  if (has.vbmi) names.push_back("avx512_vbmi");
+  if (has.vnni) names.push_back("avx512_vnni");
+  if (has.avx512) names.push_back("avx512");
+  if (has.avx2) names.push_back("avx2");
 #elif defined(__aarch64__)
   if (has_dotprod() && has_i8mm()) names.push_back("neon_i8mm");
   if (has_dotprod()) names.push_back("neon_dotprod");

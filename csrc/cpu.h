@@ -12,10 +12,24 @@
 namespace paretobit {
 
 #if defined(__x86_64__)
-// Half-precision conversion, which every processor with AVX2 has unless a hypervisor hides it.
-inline bool has_f16c() {
-  unsigned a, b, c, d;
-  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+struct Features {
+  bool avx2 = false, avx512 = false, vnni = false, vbmi = false;
+};
+
+// Asked of the processor: __builtin_cpu_supports asks the compiler's runtime library, and zig's denies all.
+inline Features features() {
+  Features has;
+  unsigned a, b, c, d, saved, more;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return has;
+  const bool f16c = c & bit_F16C;  // every processor with AVX2 has it unless a hypervisor hides it
+  __asm__("xgetbv" : "=a"(saved), "=d"(more) : "c"(0));
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return has;
+  has.avx2 = (saved & 0x06) == 0x06 && (b & bit_AVX2) && f16c;
+  has.avx512 = (saved & 0xE6) == 0xE6 && (b & bit_AVX512F) && (b & bit_AVX512BW) && (b & bit_AVX512VL) &&
+               (b & bit_AVX512DQ);
+  has.vnni = has.avx512 && (c & bit_AVX512VNNI);
+  has.vbmi = has.vnni && (c & bit_AVX512VBMI) && (c & bit_GFNI);  // the kernels of that name use both
+  return has;
 }
 #elif defined(__aarch64__) && defined(__linux__)
 inline bool has_dotprod() { return getauxval(AT_HWCAP) & (1ul << 20); }

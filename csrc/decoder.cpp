@@ -22,7 +22,7 @@ Range overlap(Range a, Range b) { return {std::max(a.first, b.first), std::min(a
 // smaller: long ones keep memory streaming, short ones let all threads end together.
 template <class Work>
 void Session::split(size_t count, size_t bytes, Work&& work) {
-  const size_t threads = pool_.size(), least = std::max<size_t>(1, kWorthSharing / bytes);
+  const size_t threads = pool_.size(), least = std::max<size_t>(1, kWorthSharing / std::max<size_t>(1, bytes));
   if (threads == 1 || count <= least) {
     if (count) work(Range{0, count}, 0);
     return;
@@ -30,7 +30,9 @@ void Session::split(size_t count, size_t bytes, Work&& work) {
   ends_.clear();
   for (size_t end = 0; end < count; ends_.push_back(end))
     end += std::min(count - end, std::max(least, (count - end) / (2 * threads)));
-  pool_.run(ends_.size(), [&](size_t part, size_t thread) { work(Range{part ? ends_[part - 1] : 0, ends_[part]}, thread); });
+  pool_.run(ends_.size(), [&](size_t part, size_t thread) {
+    work(Range{part ? ends_[part - 1] : 0, ends_[part]}, thread);
+  });
 }
 
 void Session::compute(float* logits) {

@@ -1,4 +1,4 @@
-// AVX-512 with VNNI, VBMI, whose byte permutation looks tables up, and GFNI, which moves the bits of every byte alike.
+// AVX-512 with VNNI, VBMI, whose byte permutation looks tables up, and GFNI, which moves the bits of all bytes alike.
 #include "vnni.h"
 
 #define PARETOBIT_TRIT_TABLE 1

@@ -26,9 +26,12 @@ DEBIAN = {
     "aarch64-linux-gnu-objdump": "g++-aarch64-linux-gnu",
     "clang++": "clang libclang-rt-14-dev",
     "g++": "g++",
+    "mmdebstrap": "mmdebstrap",
     "node": "nodejs",
     "objdump": "binutils",
     "qemu-aarch64": "qemu-user",
+    "qemu-x86_64": "qemu-user",
+    "readelf": "binutils",
 }
 KERNELS = {"available.cpp", "dispatch.cpp", "pack.cpp"}  # of csrc/, and all of csrc/isa/
 SESSION = {*KERNELS, "decoder.cpp", "model.cpp", "session.cpp"}  # these need threads
