@@ -6,6 +6,7 @@ A tool that is missing fails the test that needs it and names the package: scrip
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
 import os
 import re
@@ -50,18 +51,15 @@ def _native(*names: str) -> tuple[Path, ...]:
     return tuple(HERE / f"{name}.cpp" for name in (*names, "matrices", "reference"))
 
 
-def _fuzzer(name: str, core: set[str]) -> Program:
-    return Program(core, (Path(f"tests/fuzz/{name}.cpp"),), ("-fsanitize=fuzzer",))
-
-
-FUZZERS = ("kernels", "model", "sampler")
+FUZZERS = {"kernels": KERNELS, "model": SESSION, "sampler": {"sampler.cpp"}}
 PROGRAMS = {
     "conformance": Program(KERNELS, _native("conformance", "cases", "layer_cases", "search_cases")),
     "decoder": Program(SESSION, _native("decoder", "decoder_models")),
-    "fuzz-kernels": _fuzzer("kernels", KERNELS),
-    "fuzz-model": _fuzzer("model", SESSION),
-    "fuzz-sampler": _fuzzer("sampler", {"sampler.cpp"}),
 }
+for _name, _core in FUZZERS.items():
+    _source = Path(f"tests/fuzz/{_name}.cpp")
+    PROGRAMS[f"fuzz-{_name}"] = Program(_core, (_source,), ("-fsanitize=fuzzer",))
+    PROGRAMS[f"replay-{_name}"] = Program(_core, (_source, Path("tests/fuzz/replay.cpp")))
 
 
 def tool(name: str) -> str:
@@ -106,9 +104,9 @@ class Rig:
 
 
 class Builds:
-    """Builds programs under a folder, each object once, two at a time."""
+    """Builds programs under a folder, two objects at a time; what is there and still right is not built again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path = ROOT / "build/native") -> None:
         self.folder = folder
         self.environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(folder / "zig")}
 
@@ -119,14 +117,18 @@ class Builds:
         return done.stdout
 
     def object(self, rig: Rig, source: Path) -> Path:
+        # As in CMakeLists.txt: -O3 unrolls its loops over single bytes for minutes.
+        less = ("-O2",) if source.name == "scalar.cpp" and "-O3" in rig.flags else ()
+        command = (*rig.command(), *FLAGS, *rig.flags, *less, "-c", str(source))
         path = self.folder / rig.name / (str(source).replace("/", "_") + ".o")
-        if not path.exists():
+        key, made_of = path.with_suffix(".key"), _digest(command, source)
+        if not key.exists() or key.read_text() != made_of:
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part.o")
-            # As in CMakeLists.txt: -O3 unrolls its loops over single bytes for minutes.
-            less = ("-O2",) if source.name == "scalar.cpp" and "-O3" in rig.flags else ()
-            self.run(*rig.command(), *FLAGS, *rig.flags, *less, "-c", source, "-o", part)
+            key.unlink(missing_ok=True)
+            part = path.with_suffix(f".{os.getpid()}.o")  # two runs may build the same one at once
+            self.run(*command, "-o", part)
             part.rename(path)
+            key.write_text(made_of)
         return path
 
     def objects(self, rig: Rig, sources: list[Path]) -> list[Path]:
@@ -141,6 +143,16 @@ class Builds:
         return path
 
 
+def _digest(command: tuple[str, ...], source: Path) -> str:
+    """Of all that goes into an object; headers are taken to be in every one."""
+    headers = sorted(p for folder in ("csrc", "tests/native", "tests/fuzz") for p in (ROOT / folder).rglob("*")
+                     if p.suffix in {".h", ".inl"})  # fmt: skip
+    digest = hashlib.sha256(repr(command).encode())
+    for path in (ROOT / source, *headers):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def run(*command: str | Path, environment: dict[str, str] | None = None) -> list[str]:
     """The lines that a program prints; it must end with 0."""
     done = subprocess.run(command, env={**os.environ, **(environment or {})}, capture_output=True, text=True)
@@ -151,6 +163,11 @@ def run(*command: str | Path, environment: dict[str, str] | None = None) -> list
 def native() -> Rig:
     """As the package is built."""
     return Rig("native", "g++", ("-O3", "-Wno-maybe-uninitialized"))
+
+
+def plain() -> Rig:
+    """Built in seconds."""
+    return Rig("plain", "g++", ("-O0",))
 
 
 def aarch64() -> Rig:

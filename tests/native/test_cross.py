@@ -27,8 +27,8 @@ QEMU = {  # processor -> what kernels it has
 
 
 @pytest.fixture(scope="session")
-def builds(tmp_path_factory: pytest.TempPathFactory) -> Builds:
-    return Builds(tmp_path_factory.mktemp("native"))
+def builds() -> Builds:
+    return Builds()
 
 
 @pytest.fixture(scope="session")

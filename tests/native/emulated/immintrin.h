@@ -6,6 +6,7 @@
 #include <simde/x86/avx2.h>
 #include <simde/x86/avx512.h>
 #include <simde/x86/f16c.h>
+#include <simde/x86/gfni.h>
 
 // What SIMDe 0.8 lacks.
 inline simde__m512i _mm512_cvtepu8_epi32(simde__m128i a) {
