@@ -103,7 +103,7 @@ LATER = re.compile(
     r"v\w+|addsub|h(add|sub)p|lddqu|mov(ddup|s[hl]dup|be)|p(abs|hadd|hsub|sign|maddub|mulhr|shufb|alignr)"
     r"|pblend|blend|p(min|max)(sb|sd|uw|ud)|pmov[sz]x|pmuld[q]|pmulld|ptest|round[ps]|dpp|insertps|extractps"
     r"|pinsr[bdq]|pextr[bdq]|packusdw|pcmpeqq|pcmpgtq|pcmp[ie]str|crc32|popcnt|[tl]zcnt|andn[lq]|bextr|bls|bzhi"
-    r"|mulx|pdep|pext[lq]?$|rorx|s[ah]rx|shlx|aes|sha|pclmul|ad[co]x|xsave|rdrand"
+    r"|mulx|pdep|pext[lq]?$|rorx|s[ah]rx|shlx|aes|sha|pclmul|gf2p8|ad[co]x|xsave|rdrand"
 )
 OWN = {"avx2": "ymm", "avx512": "zmm", "avx512_vnni": "zmm", "avx512_vbmi": "zmm"}
 
@@ -122,6 +122,7 @@ def holds_its_own(source: Path, code: str) -> None:
         assert isa != "avx2" or not re.search(r"%zmm|%[xy]mm(1[6-9]|2\d|3[01])|%k[0-7]", code), source
         assert ("vpdpbusd" in used) == (isa in ("avx512_vnni", "avx512_vbmi")), source
         assert any(name.startswith(("vpermi2b", "vpermt2b")) for name in used) == (isa == "avx512_vbmi"), source
+        assert any(name.startswith("vgf2p8") for name in used) == (isa == "avx512_vbmi"), source
         assert not {name for name in used if name.startswith("vfm")}, f"{source} fuses multiply and add"
     else:
         assert not re.search("%[yz]mm", code), source
