@@ -83,9 +83,19 @@ void row_as(const Matrix& m, size_t row, float* out) {
   });
 }
 
+template <Format kFormat>
+void float_row(const Matrix& m, size_t index, float* out) {
+  const size_t columns = m.layout.columns, bytes = float_bytes(kFormat);
+  const uint8_t* from = m.codes + index * columns * bytes;
+  size_t c = 0;
+  for (; c + 16 <= columns; c += 16) store(out + c, load_floats<kFormat>(from + c * bytes));
+  float rest[16];
+  store(rest, load_some_floats<kFormat>(from + c * bytes, columns - c));
+  std::memcpy(out + c, rest, (columns - c) * sizeof(float));
+}
+
 void row(const Matrix& m, size_t index, float* out) {
-  const Layout& l = m.layout;
-  switch (l.format) {
+  switch (m.layout.format) {
     case Format::k1: return row_as<Format::k1>(m, index, out);
     case Format::kTrits: return row_as<Format::kTrits>(m, index, out);
     case Format::k2: return row_as<Format::k2>(m, index, out);
@@ -94,12 +104,8 @@ void row(const Matrix& m, size_t index, float* out) {
     case Format::k5: return row_as<Format::k5>(m, index, out);
     case Format::k6: return row_as<Format::k6>(m, index, out);
     case Format::k8: return row_as<Format::k8>(m, index, out);
-    default: break;
-  }
-  const uint8_t* from = m.codes + index * l.columns * float_bytes(l.format);
-  for (size_t c = 0; c < l.columns; c += 16) {
-    float some[16];
-    store(some, load_columns(l, from, c));
-    std::memcpy(out + c, some, std::min<size_t>(16, l.columns - c) * sizeof(float));
+    case Format::kF16: return float_row<Format::kF16>(m, index, out);
+    case Format::kBF16: return float_row<Format::kBF16>(m, index, out);
+    case Format::kF32: return float_row<Format::kF32>(m, index, out);
   }
 }

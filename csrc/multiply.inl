@@ -307,32 +307,28 @@ void float_tokens(const Matrix& m, const Inputs& in, size_t first, size_t last, 
 
 // ---- matrices of floats, rows in their plain order
 
-PARETOBIT_INLINE Lanes load_floats(Format format, const uint8_t* from) {
-  if (format == Format::kF16) {
-    uint16_t half[16];
-    std::memcpy(half, from, sizeof half);
-    return from_half(half);
-  }
-  if (format == Format::kF32) {
+template <Format kFormat>
+PARETOBIT_INLINE Lanes load_floats(const uint8_t* from) {
+  if constexpr (kFormat == Format::kF32) {
     Lanes r;
     PARETOBIT_EACH std::memcpy(&r.part[p], from + p * sizeof r.part[p], sizeof r.part[p]);
     return r;
+  } else {
+    const auto* words = reinterpret_cast<const uint16_t*>(from);
+    if constexpr (kFormat == Format::kF16) return from_half(words);
+    const Ints wide = widen_shorts(words);
+    Lanes r;
+    PARETOBIT_EACH r.part[p] = (Register)(wide.part[p] << 16);
+    return r;
   }
-  uint16_t word[16];
-  std::memcpy(word, from, sizeof word);
-  const Ints wide = widen_shorts(word);
-  Lanes r;
-  PARETOBIT_EACH r.part[p] = (Register)(wide.part[p] << 16);
-  return r;
 }
 
-// Columns [at, at + 16) of a row; what lies past its end is 0.
-PARETOBIT_INLINE Lanes load_columns(const Layout& l, const uint8_t* row, size_t at) {
-  const size_t bytes = float_bytes(l.format);
-  if (at + 16 <= l.columns) return load_floats(l.format, row + at * bytes);
-  uint8_t rest[64] = {};
-  std::memcpy(rest, row + at * bytes, (l.columns - at) * bytes);
-  return load_floats(l.format, rest);
+// The first `count` < 16 columns from here; 0 past them.
+template <Format kFormat>
+PARETOBIT_INLINE Lanes load_some_floats(const uint8_t* from, size_t count) {
+  alignas(uint16_t) uint8_t rest[64] = {};
+  std::memcpy(rest, from, count * float_bytes(kFormat));
+  return load_floats<kFormat>(rest);
 }
 
 PARETOBIT_INLINE Lanes load_some(const float* from, size_t count) {
@@ -351,23 +347,53 @@ PARETOBIT_INLINE float tree_sum(const Lanes& a) {
   return lane[0];
 }
 
-void float_rows(const Matrix& m, const Inputs& in, size_t first, size_t last, float* out, size_t stride) {
-  constexpr size_t kTogether = 4;
-  const Layout& l = m.layout;
-  const size_t end = std::min(last * kTile, l.rows), bytes = l.columns * float_bytes(l.format);
-  for (size_t row = first * kTile; row < end; ++row) {
-    const uint8_t* from = m.codes + row * bytes;
-    for (size_t n = 0; n < in.count; n += kTogether) {
-      const size_t count = std::min(kTogether, in.count - n);
-      Lanes acc[kTogether] = {all(0.0f), all(0.0f), all(0.0f), all(0.0f)};
-      for (size_t c = 0; c < l.columns; c += 16) {
-        const Lanes w = load_columns(l, from, c);
-        for (size_t t = 0; t < count; ++t)
-          acc[t] = acc[t] + w * load_some(in.values + (n + t) * l.columns + c, l.columns - c);
+// As many sums at once as there are registers for. Past the last row or token the last one is computed again.
+template <Format kFormat, size_t kRows, size_t kTokens>
+PARETOBIT_INLINE void float_rows_of(const Matrix& m, const Inputs& in, size_t first, size_t last, float* out,
+                                    size_t stride) {
+  constexpr size_t kBytes = float_bytes(kFormat);
+  const size_t columns = m.layout.columns, whole = columns / 16 * 16;
+  for (size_t row = first; row < last; row += kRows) {
+    for (size_t token = 0; token < in.count; token += kTokens) {
+      const uint8_t* weights[kRows];
+      const float* values[kTokens];
+      Lanes acc[kRows][kTokens];
+      for (size_t r = 0; r < kRows; ++r) weights[r] = m.codes + std::min(row + r, last - 1) * columns * kBytes;
+      for (size_t t = 0; t < kTokens; ++t) values[t] = in.values + std::min(token + t, in.count - 1) * columns;
+      for (auto& sums : acc)
+        for (auto& sum : sums) sum = all(0.0f);
+      const auto add = [&](size_t c, const auto& weight, const auto& value) PARETOBIT_LAMBDA {
+        Lanes x[kTokens];
+        for (size_t t = 0; t < kTokens; ++t) x[t] = value(values[t] + c);
+        for (size_t r = 0; r < kRows; ++r) {
+          const Lanes w = weight(weights[r] + c * kBytes);
+          for (size_t t = 0; t < kTokens; ++t) acc[r][t] = acc[r][t] + w * x[t];
+        }
+      };
+      for (size_t c = 0; c < whole; c += 16) {
+        if constexpr (kTokens == 1)
+          for (const uint8_t* from : weights) fetch_ahead(from + c * kBytes, 16 * kBytes);
+        add(c, load_floats<kFormat>, load);
       }
-      for (size_t t = 0; t < count; ++t) out[(n + t) * stride + row] = tree_sum(acc[t]);
+      if (const size_t rest = columns - whole)
+        add(
+            whole, [&](const uint8_t* from) PARETOBIT_LAMBDA { return load_some_floats<kFormat>(from, rest); },
+            [&](const float* from) PARETOBIT_LAMBDA { return load_some(from, rest); });
+      for (size_t r = 0; r < kRows; ++r)
+        for (size_t t = 0; t < kTokens; ++t)
+          out[std::min(token + t, in.count - 1) * stride + std::min(row + r, last - 1)] = tree_sum(acc[r][t]);
     }
   }
+}
+
+template <Format kFormat>
+void float_rows(const Matrix& m, const Inputs& in, size_t first, size_t last, float* out, size_t stride) {
+  constexpr size_t kRows = PARETOBIT_WIDTH == 16 ? 4 : 1;  // of four tokens each
+  const size_t end = std::min(last * kTile, m.layout.rows);
+  if (in.count == 1)
+    float_rows_of<kFormat, 4, 1>(m, in, first * kTile, end, out, stride);
+  else
+    float_rows_of<kFormat, kRows, 4>(m, in, first * kTile, end, out, stride);
 }
 
 template <Format kFormat>
@@ -390,6 +416,8 @@ void multiply(const Matrix& m, const Inputs& in, size_t first, size_t last, floa
     case Format::k5: return multiply_as<Format::k5>(m, in, first, last, out, stride);
     case Format::k6: return multiply_as<Format::k6>(m, in, first, last, out, stride);
     case Format::k8: return multiply_as<Format::k8>(m, in, first, last, out, stride);
-    default: return float_rows(m, in, first, last, out, stride);
+    case Format::kF16: return float_rows<Format::kF16>(m, in, first, last, out, stride);
+    case Format::kBF16: return float_rows<Format::kBF16>(m, in, first, last, out, stride);
+    case Format::kF32: return float_rows<Format::kF32>(m, in, first, last, out, stride);
   }
 }

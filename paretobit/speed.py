@@ -83,14 +83,16 @@ def _speed(nbytes: int, threads: int, limit: float) -> Spread:
 class Matrices:
     """Random packed bytes, enough for a matrix of any scheme that fills MATRIX_BYTES or what memory allows.
 
-    One buffer serves all schemes: how long a product takes does not depend on the codes. threads: the most that will
-    share a product; there is at least a tile of the widest scheme for each.
+    One buffer serves all schemes: how long a product takes does not depend on the codes. Floats are ordinary numbers:
+    subnormal ones would take ten times as long. threads: the most that will share a product; there is at least a tile
+    of the widest scheme for each.
     """
 
     def __init__(self, threads: int) -> None:
         least = max(1 << 20, threads * parts(parse("bf16"), (TILE, COLUMNS))[0].nbytes)
         self.nbytes = max(least, min(MATRIX_BYTES, hardware.memory_available() // (2 * SPARE)))
         block = np.random.default_rng(0).integers(0, 256, 1 << 20, np.uint8)
+        block[1::2] = 0x3C  # the exponents of bfloat16 from 0.008 to 0.03, of halves from 1 to 2
         self._bytes = np.resize(block, self.nbytes)
         self._halves = np.full(self.nbytes // 8, 0.01, np.float16)  # a quarter of the bytes
 
