@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from paretobit import trellis
+from paretobit.errors import ParetobitError
 from paretobit.scheme import Grid
 
 
@@ -32,13 +34,25 @@ class QTensor:
         return QTensor(self.codes[part], self.scale[part], None if self.zero is None else self.zero[part], self.grid)
 
     def dequant(self, rows: slice = slice(None)) -> np.ndarray:  # (rows, in) float32
-        """float32 (rows, in): scale * (code - zero), each product rounded once to float32."""
-        codes = self.codes[rows].astype(np.float32)
+        """float32 (rows, in): scale * (code - zero), each product rounded once to float32; a trellis's levels for codes.
+
+        A trellis reads a row's window from its ring: `rows` must start and end where rings (64 rows) do, or at the end.
+        """
+        codes = self._numbers(rows).astype(np.float32)
         columns = codes.shape[1]
         scale = spread(self.scale[rows].astype(np.float32), self.grid, columns)
         if self.zero is None:
             return scale * (codes - np.float32(self.grid.offset))
         return scale * (codes - spread(self.zero[rows].astype(np.float32), self.grid, columns))
+
+
+    def _numbers(self, rows: slice) -> np.ndarray:
+        if self.grid.kind != "trellis":
+            return self.codes[rows]
+        start, stop, _ = rows.indices(len(self.codes))
+        if start % trellis.RING or (stop % trellis.RING and stop != len(self.codes)):
+            raise ParetobitError(f"rows {start}…{stop} cut rings of {trellis.RING}", hint="take whole rings")
+        return trellis.levels(self.codes[rows], int(self.grid.bits), trellis.of_grid(self.grid))
 
 
 def spread(per_group: np.ndarray, grid: Grid, columns: int) -> np.ndarray:  # (out, groups) -> (out, columns)

@@ -14,6 +14,7 @@ from paretobit.errors import ParetobitError
 
 LEVELS = {1: 2, 1.58: 3, 2: 4, 3: 8, 4: 16, 5: 32, 6: 64, 8: 255}
 FLOATS = ("bf16", "fp16", "fp32")
+LEVEL_ZERO = 63.5  # where a trellis's levels 0 … 127 have their zero
 SPELLING = re.compile(
     r"w(?P<bits>1\.58|[1-9][0-9]?)(?:t(?P<trellis>[48])?(?P<is_trellis>))?"
     r"(?:g(?P<group>[1-9][0-9]{0,7}))?(?P<zero>[sz])?(?P<act>a8)?"
@@ -43,7 +44,9 @@ class Grid:
 
     @property
     def offset(self) -> float:
-        """What is subtracted from a code when the zero point is not stored."""
+        """What is subtracted from a code (a trellis: from a level) when the zero point is not stored."""
+        if self.kind == "trellis":
+            return LEVEL_ZERO
         return (self.levels - 1) / 2 if self.zero == "mid" else float(1 << round(self.bits) >> 1)
 
 

@@ -1,0 +1,143 @@
+"""The trellis grid: every weight's value is read from a window over its own code and those of the rows before it.
+
+Source: trellis-coded quantization (Marcellin and Fischer 1990) as a bit-shift trellis (Tseng et al., "QTIP", arXiv
+2406.11235, section 3), with a window of two nibbles whose values come from two tables of sixteen: what the byte shuffle of
+every vector unit looks up.
+
+Rows go in rings of 64 (a tile). The ring's order takes row l of each of its four sets of 16, then row l + 1 of each: rows
+0, 16, 32, 48, 1, 17, …; after row 63 comes row 0 again, so no weight pays for a start. With `bits` bits a code, the window
+of a weight is the newest eight bits of the stream of codes up to it, its own code lowest:
+
+    value = scale · (low[window & 15] + high[window >> 4] - 63.5)
+
+Rows past a matrix's end have code 0, and are part of the ring.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from paretobit.errors import ParetobitError
+from paretobit.scheme import LEVEL_ZERO, Grid
+
+RING, SETS, LANES = 64, 4, 16
+WINDOW_BITS = 8
+FORBIDDEN = np.float32(1e30)  # the cost of what may not be
+# (bits, window): low, high and how many levels a standard deviation is. Made by scripts/train_tables.py.
+TABLES: dict[tuple[int, int], tuple[tuple[int, ...], tuple[int, ...], float]] = {
+    (1, 8): ((55, 4, 30, 27, 36, 21, 53, 0, 0, 55, 25, 30, 19, 37, 5, 54),
+             (32, 43, 62, 7, 0, 62, 48, 25, 38, 28, 8, 69, 64, 10, 22, 45), 32.401),
+    (2, 8): ((0, 55, 22, 39, 34, 56, 33, 13, 40, 23, 50, 19, 67, 11, 31, 46),
+             (30, 50, 21, 10, 8, 22, 57, 25, 52, 0, 5, 57, 29, 34, 38, 37), 23.187),
+    (3, 8): ((24, 37, 5, 62, 51, 30, 43, 15, 64, 0, 53, 39, 16, 26, 46, 32),
+             (20, 29, 36, 13, 49, 34, 43, 0, 8, 15, 62, 41, 23, 52, 30, 24), 20.884),
+    (4, 8): ((41, 26, 45, 0, 60, 36, 30, 37, 54, 8, 69, 13, 32, 18, 22, 49),
+             (17, 49, 25, 28, 44, 39, 13, 0, 35, 8, 20, 42, 56, 21, 33, 30), 18.875),
+}  # fmt: skip
+
+
+@cache
+def table(bits: int, window: int) -> np.ndarray:  # (32,) uint8
+    """The low nibble's sixteen entries, then the high one's; no sum of two is above 127."""
+    low, high, _ = TABLES[bits, window]
+    return np.array([*low, *high], np.uint8)
+
+
+def of_grid(grid: Grid) -> np.ndarray:  # (32,) uint8
+    """`table` of a trellis grid. Raises ParetobitError on another grid."""
+    key = (int(grid.bits), int(grid.levels).bit_length() - 1)
+    if grid.kind != "trellis" or key not in TABLES:
+        raise ParetobitError(f"the grid '{grid.kind}' of {grid.bits} bits is no trellis", hint="use w1t, w2t, w3t or w4t")
+    return table(*key)
+
+
+def deviation(grid: Grid) -> float:
+    """Levels that a standard deviation of normally distributed weights should take."""
+    return TABLES[int(grid.bits), int(grid.levels).bit_length() - 1][2]
+
+
+def values(entries: np.ndarray) -> np.ndarray:  # (32,) uint8 -> (256,) float32
+    """What each window stands for, in levels from zero."""
+    window = np.arange(1 << WINDOW_BITS)
+    return (entries[window & 15] + entries[16 + (window >> 4)]).astype(np.float32) - np.float32(LEVEL_ZERO)
+
+
+def ring(rows: np.ndarray) -> np.ndarray:  # (out, ...) -> (tiles, 64, ...)
+    """Rows in the order of their rings, zeros past the end."""
+    count = -(-len(rows) // RING)
+    padded = np.zeros((count * RING, *rows.shape[1:]), rows.dtype)
+    padded[: len(rows)] = rows
+    return padded.reshape(count, SETS, LANES, *rows.shape[1:]).swapaxes(1, 2).reshape(count, RING, *rows.shape[1:])
+
+
+def unring(rings: np.ndarray, rows: int) -> np.ndarray:  # (tiles, 64, ...) -> (rows, ...)
+    """The inverse of `ring`."""
+    rest = rings.shape[2:]
+    return rings.reshape(-1, LANES, SETS, *rest).swapaxes(1, 2).reshape(-1, *rest)[:rows]
+
+
+def levels(codes: np.ndarray, bits: int, entries: np.ndarray) -> np.ndarray:  # (out, in) -> (out, in) uint8
+    """Levels 0 … 127 of codes uint8 below 2^bits; entries: `table`."""
+    rings = ring(codes).astype(np.uint16)
+    window = np.zeros_like(rings)
+    for back in range(-(-WINDOW_BITS // bits)):
+        window |= np.roll(rings, back, axis=1) << np.uint16(bits * back)
+    window &= (1 << WINDOW_BITS) - 1
+    return unring(entries[window & 15] + entries[16 + (window >> 4)], len(codes))
+
+
+def encode(x: np.ndarray, weight: np.ndarray, bits: int, entries: np.ndarray) -> np.ndarray:  # (out, in) -> (out, in)
+    """Codes uint8 whose values are near x: for each ring and column the path of small Σ weight · (x - value)².
+
+    x: float32 (out, in) in levels from zero; weight: float32 (out,), at least 0. A Viterbi search twice around the ring
+    from any state decides the state in which the ring closes, a second one round it with that state at both ends the
+    codes. This is the definition; `native.trellis_encode` equals it bit for bit.
+    """
+    rows, columns = x.shape
+    rings = ring(x).transpose(0, 2, 1)  # (tiles, in, 64)
+    weights = ring(np.broadcast_to(weight[:, None], x.shape)).transpose(0, 2, 1)
+    real = ring(np.ones((rows, 1), bool))[:, :, 0]
+    real = np.broadcast_to(real[:, None, :], rings.shape)
+    flat = [a.reshape(-1, RING) for a in (rings, weights, real)]
+    search = _Search(*flat, bits, values(entries))
+    open_cost = np.zeros((len(flat[0]), 1 << (WINDOW_BITS - bits)), np.float32)
+    turn = search.turn(search.turn(open_cost)[0])
+    close = search.trace(turn[1], turn[0].argmin(axis=1))[1]
+    start = np.full_like(open_cost, FORBIDDEN)
+    start[np.arange(len(start)), close] = 0
+    found = search.trace(search.turn(start)[1], close)[0]
+    return unring(found.reshape(-1, columns, RING).transpose(0, 2, 1), rows)
+
+
+class _Search:
+    """Viterbi over rings (n, 64), all at once. A state is the window less its oldest code."""
+
+    def __init__(self, x: np.ndarray, weight: np.ndarray, real: np.ndarray, bits: int, value: np.ndarray) -> None:
+        self.x, self.weight, self.real, self.bits, self.value = x, weight, real, bits, value
+        self.states = 1 << (WINDOW_BITS - bits)
+
+    def turn(self, cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(cost (n, states) after a turn that starts at `cost`, the oldest code on the way to each (64, n, states))."""
+        n, branches = len(self.x), 1 << self.bits
+        oldest = np.empty((RING, n, self.states), np.uint8)
+        padding = np.where(np.arange(self.states) % branches == 0, np.float32(0), FORBIDDEN)
+        for row in range(RING):
+            miss = self.x[:, row, None] - self.value
+            total = np.repeat(cost, branches, axis=1) + miss * miss * self.weight[:, row, None]
+            total = total.reshape(n, branches, self.states)
+            oldest[row] = total.argmin(axis=1)
+            cost = total.min(axis=1)
+            cost = np.where(self.real[:, row, None], cost, cost + padding)
+        return cost, oldest
+
+    def trace(self, oldest: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(codes (n, 64) of the path that ends in `state` (n,), the state in which it starts)."""
+        codes = np.empty((len(state), RING), np.uint8)
+        each = np.arange(len(state))
+        for row in reversed(range(RING)):
+            codes[:, row] = state & ((1 << self.bits) - 1)
+            before = oldest[row, each, state].astype(np.int64) << (WINDOW_BITS - self.bits)
+            state = (before | state) >> self.bits
+        return codes, state
