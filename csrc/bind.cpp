@@ -147,4 +147,5 @@ NB_MODULE(_native, m) {
   paretobit::define_multiply(m);
   paretobit::define_probe(m);
   paretobit::define_sampler(m);
+  paretobit::define_trellis(m);
 }

@@ -13,6 +13,7 @@ void define_model(nanobind::module_& m);
 void define_multiply(nanobind::module_& m);
 void define_probe(nanobind::module_& m);
 void define_sampler(nanobind::module_& m);
+void define_trellis(nanobind::module_& m);
 
 namespace binding {
 

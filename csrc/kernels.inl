@@ -7,4 +7,5 @@
 #include "layers.inl"
 #include "search.inl"
 #include "feedback.inl"
+#include "viterbi.inl"
 #include "read.inl"

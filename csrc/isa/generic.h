@@ -9,6 +9,7 @@
 //   widen_bytes(p)                   16 bytes to int32
 //   widen_shorts(p)                  16 unsigned 16-bit numbers to int32
 //   average(a, b)                    of bytes, rounded up
+//   repeat<kBits>(p)                 each of 16 >> kBits floats so many times
 
 struct Sum {
   int32_t lane[16];
@@ -69,3 +70,11 @@ PARETOBIT_INLINE Ints widened(const T* from) {
 }
 PARETOBIT_INLINE Ints widen_bytes(const uint8_t* from) { return widened(from); }
 PARETOBIT_INLINE Ints widen_shorts(const uint16_t* from) { return widened(from); }
+
+// Lane i holds number i >> kBits of the 16 >> kBits from here.
+template <int kBits>
+PARETOBIT_INLINE Lanes repeat(const float* from) {
+  float value[16];
+  for (int i = 0; i < 16; ++i) value[i] = from[i >> kBits];
+  return load(value);
+}
