@@ -47,4 +47,5 @@
 #define PARETOBIT_TABLE(name)                                                                                    \
   extern const Kernels kKernels;                                                                                 \
   const Kernels kKernels{name,   search_rows, feed_back_rows<float>, feed_back_rows<double>, quantize, spread,   \
-                         multiply, row, read_words, rms_norm, add, scale, gate, rotate, to_half, attend};
+                         multiply, row, read_words, rms_norm, add, scale, gate, rotate, to_half, rotate_inputs,       \
+                         unrotate_inputs, attend};

@@ -15,6 +15,7 @@ import numpy as np
 from paretobit import packing, scales
 from paretobit.errors import ParetobitError
 from paretobit.qtensor import QTensor
+from paretobit.rotation import Rotation
 from paretobit.scheme import FLOATS, Grid
 
 ISA_VARIABLE = "PARETOBIT_ISA"
@@ -132,6 +133,25 @@ def feed_back(
     at = (zero if stored else None, 0.0 if stored else float(zero), group_of, levels, codes, errors, moved)
     _call("feed_back", rest, start, upper, pull, scale, *at, isa(), _threads(threads))
     return errors, moved
+
+
+def rotate_inputs(rotation: Rotation, x: np.ndarray, *, threads: int | None = None) -> np.ndarray:
+    """`rotation.forward`: float32 (..., width), of inputs or of the rows of a layer's weights."""
+    return _rotated(rotation, x, False, threads)
+
+
+def unrotate_inputs(rotation: Rotation, y: np.ndarray, *, threads: int | None = None) -> np.ndarray:
+    """`rotation.inverse`: float32 (..., width)."""
+    return _rotated(rotation, y, True, threads)
+
+
+def _rotated(rotation: Rotation, x: np.ndarray, inverse: bool, threads: int | None) -> np.ndarray:
+    rotation.check(x)
+    rows = np.ascontiguousarray(x).reshape(-1, rotation.width)
+    out = np.empty_like(rows)
+    at = (rotation.order, np.ascontiguousarray(rotation.signs), rotation.factor(), inverse)
+    _call("rotate_rows", *at, rows, out, isa(), _threads(threads))
+    return out.reshape(x.shape)
 
 
 def format_of(grid: Grid) -> int:
