@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "matrix.h"
+#include "rotation.h"
 
 namespace paretobit {
 
@@ -127,6 +128,9 @@ struct Kernels {
   void (*rotate)(float* head, const float* cosines, const float* sines, size_t half);
   // To fp16, ties to even; beyond 65504 comes infinity.
   void (*to_half)(const float* from, uint16_t* to, size_t count);
+  // The input (width,) of a linear layer to the basis of its rotated weights, and back; out is another array.
+  void (*rotate_inputs)(const Rotation&, const float* x, float* out);
+  void (*unrotate_inputs)(const Rotation&, const float* x, float* out);
   // Causal softmax attention of the queries [first, last).
   void (*attend)(const AttendArgs&, size_t first, size_t last);
 };

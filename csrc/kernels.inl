@@ -5,6 +5,7 @@
 #include "multiply.inl"
 #include "inputs.inl"
 #include "layers.inl"
+#include "rotation.inl"
 #include "search.inl"
 #include "feedback.inl"
 #include "viterbi.inl"

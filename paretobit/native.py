@@ -15,6 +15,7 @@ import numpy as np
 from paretobit import packing, scales, trellis
 from paretobit.errors import ParetobitError
 from paretobit.qtensor import QTensor
+from paretobit.rotation import Rotation
 from paretobit.scheme import FLOATS, Grid
 
 ISA_VARIABLE = "PARETOBIT_ISA"
@@ -168,6 +169,25 @@ def trellis_encode(x: np.ndarray, weight: np.ndarray, grid: Grid, *, threads: in
         count = min(TRELLIS_BLOCK, x.shape[1] - start)
         trellis_feed_back(x, start, None, None, scale, weight, grid, codes, count=count, threads=threads)
     return codes
+
+
+def rotate_inputs(rotation: Rotation, x: np.ndarray, *, threads: int | None = None) -> np.ndarray:
+    """`rotation.forward`: float32 (..., width), of inputs or of the rows of a layer's weights."""
+    return _rotated(rotation, x, False, threads)
+
+
+def unrotate_inputs(rotation: Rotation, y: np.ndarray, *, threads: int | None = None) -> np.ndarray:
+    """`rotation.inverse`: float32 (..., width)."""
+    return _rotated(rotation, y, True, threads)
+
+
+def _rotated(rotation: Rotation, x: np.ndarray, inverse: bool, threads: int | None) -> np.ndarray:
+    rotation.check(x)
+    rows = np.ascontiguousarray(x).reshape(-1, rotation.width)
+    out = np.empty_like(rows)
+    at = (rotation.order, np.ascontiguousarray(rotation.signs), rotation.factor(), inverse)
+    _call("rotate_rows", *at, rows, out, isa(), _threads(threads))
+    return out.reshape(x.shape)
 
 
 def format_of(grid: Grid) -> int:
