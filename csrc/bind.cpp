@@ -21,14 +21,14 @@ using namespace paretobit::binding;
 
 namespace {
 
-void pack(Codes codes, int levels, size_t group, Matrix<uint8_t> out, int threads) {
-  const auto at = paretobit::layout_of(levels, codes.shape(0), codes.shape(1), group);
+void pack(Codes codes, int format, size_t group, Matrix<uint8_t> out, int threads) {
+  const auto at = paretobit::layout_of(format, codes.shape(0), codes.shape(1), group);
   require(is_shape(out, at.tiles, at.tile_bytes), "packed tiles of the wrong size");
   paretobit::pack(at, codes.data(), out.data(), threads);
 }
 
-void unpack(Codes packed, int levels, size_t group, Matrix<uint8_t> out, int threads) {
-  const auto at = paretobit::layout_of(levels, out.shape(0), out.shape(1), group);
+void unpack(Codes packed, int format, size_t group, Matrix<uint8_t> out, int threads) {
+  const auto at = paretobit::layout_of(format, out.shape(0), out.shape(1), group);
   require(is_shape(packed, at.tiles, at.tile_bytes), "packed tiles of the wrong size");
   paretobit::unpack(at, packed.data(), out.data(), threads);
 }
@@ -41,6 +41,14 @@ void dequant(Codes codes, Halves scale, std::optional<Codes> zero, size_t group,
   require(!zero || is_shape(*zero, rows, groups), "zero points do not fit the groups");
   paretobit::dequant(codes.data(), zero ? zero->data() : nullptr, {scale.data(), group, offset}, rows,
                      columns, out.data(), threads);
+}
+
+void dequant_trellis(Codes codes, Halves scale, int bits, Array<const float, 1> values, Matrix<float> out, int threads) {
+  const size_t rows = out.shape(0), columns = out.shape(1);
+  require(columns > 0, "a matrix without columns");
+  require(is_shape(codes, rows, columns) && is_shape(scale, rows, 1), "codes or scales do not fit the output");
+  require(bits >= 1 && bits <= 4 && values.shape(0) == 256, "no trellis");
+  paretobit::dequant_trellis(codes.data(), scale.data(), bits, values.data(), rows, columns, out.data(), threads);
 }
 
 void scale_search(Matrix<const float> w, std::optional<Array<const float, 1>> importance, int levels,
@@ -133,10 +141,12 @@ NB_MODULE(_native, m) {
   m.doc() = "paretobit's compiled part; use it through paretobit.native";
   const auto as_is = [](const char* name) { return nb::arg(name).noconvert(); };
   m.def("available", &paretobit::available);
-  m.def("pack", &pack, as_is("codes"), "levels"_a, "group"_a, as_is("out"), "threads"_a, Release());
-  m.def("unpack", &unpack, as_is("packed"), "levels"_a, "group"_a, as_is("out"), "threads"_a, Release());
+  m.def("pack", &pack, as_is("codes"), "format"_a, "group"_a, as_is("out"), "threads"_a, Release());
+  m.def("unpack", &unpack, as_is("packed"), "format"_a, "group"_a, as_is("out"), "threads"_a, Release());
   m.def("dequant", &dequant, as_is("codes"), as_is("scale"), as_is("zero").none(), "group"_a, "offset"_a,
         as_is("out"), "threads"_a, Release());
+  m.def("dequant_trellis", &dequant_trellis, as_is("codes"), as_is("scale"), "bits"_a, as_is("values"), as_is("out"),
+        "threads"_a, Release());
   m.def("scale_search", &scale_search, as_is("w"), as_is("importance").none(), "levels"_a, "group"_a,
         "kind"_a, "offset"_a, as_is("coarse"), as_is("fine"), as_is("scale"), as_is("zero").none(),
         as_is("error"), "isa"_a, "threads"_a, Release());

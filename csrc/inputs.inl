@@ -106,6 +106,7 @@ void row(const Matrix& m, size_t index, float* out) {
     case Format::k8: return row_as<Format::k8>(m, index, out);
     case Format::kF16: return float_row<Format::kF16>(m, index, out);
     case Format::kBF16: return float_row<Format::kBF16>(m, index, out);
+    default: return;
     case Format::kF32: return float_row<Format::kF32>(m, index, out);
   }
 }

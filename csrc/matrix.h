@@ -7,18 +7,27 @@
 
 namespace paretobit {
 
-enum class Format : uint8_t { k1, kTrits, k2, k3, k4, k5, k6, k8, kF16, kBF16, kF32 };
+enum class Format : uint8_t { k1, kTrits, k2, k3, k4, k5, k6, k8, kF16, kBF16, kF32, kT1, kT2, kT3, kT4 };
+constexpr int kFormats = int(Format::kT4) + 1;
 
-constexpr size_t kTile = 32;        // rows whose codes are interleaved
-constexpr size_t kVector = 64;      // bytes; half a tile's rows times four columns
+constexpr size_t kTile = 32;
+constexpr size_t kSet = 16;         // rows of a vector
+constexpr size_t kMostTile = 64;    // rows of a tile at most
+constexpr size_t kVector = 64;      // bytes; a set of rows times four columns
+constexpr size_t kTable = 32;       // bytes of a trellis's table: low nibble's levels, then the high one's
 constexpr size_t kBlockUnits = 4;   // an activation block is at most this many units of columns
 
 constexpr bool is_float(Format f) { return f == Format::kF16 || f == Format::kBF16 || f == Format::kF32; }
+constexpr bool is_trellis(Format f) { return f >= Format::kT1; }
+
+// Rows of a tile, whose codes are interleaved: a trellis's are a ring.
+constexpr size_t tile_rows(Format f) { return is_trellis(f) ? 64 : 32; }
+constexpr int tile_sets(Format f) { return int(tile_rows(f) / kSet); }
 
 // Columns of a unit, the smallest run of columns with bytes of its own: vectors hold whole planes of codes.
 constexpr size_t unit_columns(Format f) { return f == Format::kTrits ? 20 : 16; }
 
-// 64-byte vectors of a unit (32 rows).
+// 64-byte vectors of a unit of a tile.
 constexpr size_t unit_vectors(Format f) {
   switch (f) {
     case Format::k1: return 1;
@@ -29,6 +38,10 @@ constexpr size_t unit_vectors(Format f) {
     case Format::k5: return 5;
     case Format::k6: return 6;
     case Format::k8: return 8;
+    case Format::kT1: return 2;
+    case Format::kT2: return 4;
+    case Format::kT3: return 6;
+    case Format::kT4: return 8;
     default: return 0;
   }
 }
@@ -53,6 +66,7 @@ constexpr size_t float_bytes(Format f) { return f == Format::kF32 ? 4 : 2; }
 struct Layout {
   Format format;
   size_t rows, columns, group;  // group = columns for one scale a row
+  size_t tile;  // rows of one
   size_t tiles, groups;
   size_t unit;          // columns of a unit
   size_t group_units;   // units of a full group
@@ -65,10 +79,11 @@ struct Layout {
 
   Layout(Format f, size_t row_count, size_t column_count, size_t group_columns)
       : format(f), rows(row_count), columns(column_count), group(std::min(group_columns, column_count)) {
-    tiles = (rows + kTile - 1) / kTile;
+    tile = tile_rows(f);
+    tiles = (rows + tile - 1) / tile;
     if (is_float(f)) {
       groups = 1, unit = 1, group_units = last_units = units = padded = columns, group_blocks = blocks = 0;
-      tile_bytes = kTile * columns * float_bytes(f);
+      tile_bytes = tile * columns * float_bytes(f);
       return;
     }
     groups = (columns - 1) / group + 1;
@@ -93,9 +108,10 @@ struct Layout {
 struct Matrix {
   Layout layout;
   const uint8_t* codes = nullptr;   // (tiles, tile_bytes); of a float format (rows, columns) in row-major order
-  const uint16_t* scale = nullptr;  // fp16 (tiles, groups, 32)
+  const uint16_t* scale = nullptr;  // fp16 (tiles, groups, tile)
   const uint8_t* zero = nullptr;    // (tiles, groups, zero_bytes), or null where the grid stores none
   int twice_zero = 0;               // twice the grid's own zero point: 1, 2, 3, 254 … ; unused with stored ones
+  const uint8_t* table = nullptr;   // of a trellis: (kTable,), no sum of a low and a high one above 127
 };
 
 // Activations of `count` tokens, laid out for one Layout's columns. Codes, scales and sums of int8 activations, or

@@ -418,6 +418,7 @@ void multiply(const Matrix& m, const Inputs& in, size_t first, size_t last, floa
     case Format::k8: return multiply_as<Format::k8>(m, in, first, last, out, stride);
     case Format::kF16: return float_rows<Format::kF16>(m, in, first, last, out, stride);
     case Format::kBF16: return float_rows<Format::kBF16>(m, in, first, last, out, stride);
+    default: return;
     case Format::kF32: return float_rows<Format::kF32>(m, in, first, last, out, stride);
   }
 }

@@ -12,7 +12,7 @@ namespace paretobit {
 namespace {
 
 constexpr size_t kMost = size_t(1) << 5 * sizeof(size_t);  // rows or columns: 2^40 in 64 bits, far from overflow
-constexpr size_t kSet = kTile / 2, kQuad = 4, kWords = kVector / 8;
+constexpr size_t kQuad = 4, kWords = kVector / 8;
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
 
@@ -30,7 +30,8 @@ constexpr uint64_t every_byte(unsigned value) { return value * 0x010101010101010
 // One unit of one tile, in its three forms: rows of codes, planes of codes, packed vectors.
 template <Format F>
 struct Unit {
-  static constexpr size_t kColumns = unit_columns(F), kQuads = kColumns / kQuad, kPlanes = 2 * kQuads;
+  static constexpr size_t kTile = tile_rows(F);
+  static constexpr size_t kColumns = unit_columns(F), kQuads = kColumns / kQuad, kPlanes = kTile / kSet * kQuads;
   static constexpr size_t kVectors = unit_vectors(F);
   uint8_t rows[kTile][kColumns];
   Vector planes[kPlanes];
@@ -139,6 +140,59 @@ bool split_trits(const Vector* vectors, Vector* planes) {
   return most < 243;
 }
 
+// A trellis: the codes of the four sets side by side, the last lowest. planes: (4 sets, 4 quads).
+template <int kBits>
+void join_ring(const Vector* planes, Vector* v) {
+  constexpr uint64_t kByte = every_byte(255), kHigh = every_byte(15);
+  for (size_t w = 0; w < kWords; ++w) {
+    const auto code = [&](size_t q, size_t s) { return planes[4 * s + q].word[w]; };
+    uint64_t low[4], high[4];
+    for (size_t q = 0; q < 4; ++q) {
+      low[q] = high[q] = 0;
+      if constexpr (kBits < 3)
+        low[q] = code(q, 0) << 3 * kBits | code(q, 1) << 2 * kBits | code(q, 2) << kBits | code(q, 3);
+      if constexpr (kBits == 3) {
+        low[q] = (code(q, 1) & every_byte(3)) << 6 | code(q, 2) << 3 | code(q, 3);
+        high[q] = code(q, 0) << 1 | (code(q, 1) >> 2 & every_byte(1));
+      }
+      if constexpr (kBits == 4) low[q] = code(q, 2) << 4 | code(q, 3), high[q] = code(q, 0) << 4 | code(q, 1);
+    }
+    for (size_t h = 0; h < 2; ++h) {
+      if constexpr (kBits == 1) v[h].word[w] = low[2 * h] | low[2 * h + 1] << 4;
+      if constexpr (kBits == 2) v[2 * h].word[w] = low[2 * h], v[2 * h + 1].word[w] = low[2 * h + 1];
+      if constexpr (kBits == 3) {
+        v[3 * h].word[w] = low[2 * h], v[3 * h + 1].word[w] = low[2 * h + 1];
+        v[3 * h + 2].word[w] = high[2 * h] | (high[2 * h + 1] & kHigh) << 4;
+      }
+      if constexpr (kBits == 4)
+        for (size_t q = 2 * h; q < 2 * h + 2; ++q) v[2 * q].word[w] = high[q], v[2 * q + 1].word[w] = low[q] & kByte;
+    }
+  }
+}
+
+template <int kBits>
+void split_ring(const Vector* v, Vector* planes) {
+  constexpr uint64_t kMask = every_byte((1u << kBits) - 1), kHigh = every_byte(15);
+  for (size_t w = 0; w < kWords; ++w)
+    for (size_t q = 0; q < 4; ++q) {
+      uint64_t code[4];
+      if constexpr (kBits < 3) {
+        const uint64_t word = kBits == 1 ? v[q / 2].word[w] >> 4 * (q % 2) & kHigh : v[q].word[w];
+        for (size_t s = 0; s < 4; ++s) code[s] = word >> kBits * (3 - s) & kMask;
+      }
+      if constexpr (kBits == 3) {
+        const uint64_t low = v[3 * (q / 2) + q % 2].word[w], high = v[3 * (q / 2) + 2].word[w] >> 4 * (q % 2) & kHigh;
+        code[0] = high >> 1 & kMask, code[1] = (high & every_byte(1)) << 2 | (low >> 6 & every_byte(3));
+        code[2] = low >> 3 & kMask, code[3] = low & kMask;
+      }
+      if constexpr (kBits == 4) {
+        const uint64_t high = v[2 * q].word[w], low = v[2 * q + 1].word[w];
+        code[0] = high >> 4 & kMask, code[1] = high & kMask, code[2] = low >> 4 & kMask, code[3] = low & kMask;
+      }
+      for (size_t s = 0; s < 4; ++s) planes[4 * s + q].word[w] = code[s];
+    }
+}
+
 template <Format F>
 void encode(Unit<F>& unit) {
   const Vector* p = unit.planes;
@@ -153,6 +207,7 @@ void encode(Unit<F>& unit) {
   if constexpr (F == Format::k5) join<1, 4>(p, v + 4);
   if constexpr (F == Format::k6) join<2, 4>(p, v + 4);
   if constexpr (F == Format::k8) join<8, 0>(p, v);
+  if constexpr (is_trellis(F)) join_ring<int(unit_vectors(F) / 2)>(p, v);
 }
 
 template <Format F>
@@ -167,6 +222,7 @@ void decode(Unit<F>& unit) {
   if constexpr (F == Format::k4 || F == Format::k5 || F == Format::k6) split<4, 0>(v, p);
   if constexpr (F == Format::k5) split<1, 4>(v + 4, p);
   if constexpr (F == Format::k6) split<2, 4>(v + 4, p);
+  if constexpr (is_trellis(F)) split_ring<int(unit_vectors(F) / 2)>(v, p);
   if constexpr (F == Format::k8) {
     split<8, 0>(v, p);
     if (unit.largest_code() == 255) refuse_code(255, 255);
@@ -187,6 +243,7 @@ void for_units(const Layout& at, Byte* packed, Use&& use) {
 // `rows` of the tile are there, at `codes`, the others are padding.
 template <Format F>
 void pack_tile(const Layout& at, const uint8_t* codes, size_t rows, uint8_t* packed) {
+  constexpr size_t kTile = tile_rows(F);
   Unit<F> unit;
   for_units(at, packed, [&](size_t column, size_t columns, uint8_t* to) {
     if (rows == kTile && columns == unit.kColumns) {
@@ -203,6 +260,7 @@ void pack_tile(const Layout& at, const uint8_t* codes, size_t rows, uint8_t* pac
 
 template <Format F>
 void unpack_tile(const Layout& at, const uint8_t* packed, size_t rows, uint8_t* codes) {
+  constexpr size_t kTile = tile_rows(F);
   Unit<F> unit;
   for_units(at, packed, [&](size_t column, size_t columns, const uint8_t* from) {
     std::memcpy(unit.vectors, from, sizeof unit.vectors);
@@ -232,6 +290,10 @@ void with_format(Format f, Use&& use) {
     case Format::k5: return use(std::integral_constant<Format, Format::k5>());
     case Format::k6: return use(std::integral_constant<Format, Format::k6>());
     case Format::k8: return use(std::integral_constant<Format, Format::k8>());
+    case Format::kT1: return use(std::integral_constant<Format, Format::kT1>());
+    case Format::kT2: return use(std::integral_constant<Format, Format::kT2>());
+    case Format::kT3: return use(std::integral_constant<Format, Format::kT3>());
+    case Format::kT4: return use(std::integral_constant<Format, Format::kT4>());
     default: refuse("floats are not packed");
   }
 }
@@ -246,28 +308,44 @@ void dequant_row(const uint8_t* codes, const uint8_t* zero, const uint16_t* scal
   }
 }
 
-}  // namespace
-
-Format format_of(int levels) {
-  for (const Format f : {Format::k1, Format::kTrits, Format::k2, Format::k3, Format::k4, Format::k5, Format::k6,
-                         Format::k8})
-    if (levels_of(f) == levels) return f;
-  refuse(std::to_string(levels) + " levels have no packing");
+// One ring of a trellis; the windows slide down a strip of columns.
+void dequant_ring(const uint8_t* codes, const uint16_t* scale, int bits, const float* values, size_t rows,
+                  size_t columns, float* out) {
+  constexpr size_t kTile = 64, kStrip = 512;
+  const size_t before = size_t(8 + bits - 1) / size_t(bits);  // codes of a window
+  uint8_t window[kStrip];
+  for (size_t column = 0; column < columns; column += kStrip) {
+    const size_t count = std::min(kStrip, columns - column);
+    std::memset(window, 0, sizeof window);
+    for (size_t step = 0; step < before + kTile; ++step) {
+      const size_t place = (step + kTile - before) % kTile, row = place % 4 * kSet + place / 4;
+      const uint8_t* code = row < rows ? codes + row * columns + column : nullptr;
+      for (size_t i = 0; i < count; ++i) window[i] = uint8_t(window[i] << bits | (code ? code[i] : 0));
+      if (step < before || !code) continue;
+      const float factor = half_to_float(scale[row]);
+      float* to = out + row * columns + column;
+      for (size_t i = 0; i < count; ++i) to[i] = factor * values[window[i]];
+    }
+  }
 }
 
-Layout layout_of(int levels, size_t rows, size_t columns, size_t group) {
-  const Format format = format_of(levels);
+}  // namespace
+
+Layout layout_of(int number, size_t rows, size_t columns, size_t group) {
+  if (number < 0 || number >= kFormats || is_float(Format(number))) refuse("a format that is not packed");
+  const Format format = Format(number);
   if (columns < 1 || columns > kMost || rows > kMost)
     refuse(std::to_string(rows) + " rows of " + std::to_string(columns) + " columns cannot be packed");
   if (group < 1) refuse("a group of 0 columns");
+  if (is_trellis(format) && group < columns) refuse("groups in a trellis");
   return Layout(format, rows, columns, group);
 }
 
 void pack(const Layout& at, const uint8_t* codes, uint8_t* packed, int threads) {
   with_format(at.format, [&](auto format) {
-    parallel_rows(at.tiles, kTile * at.columns, threads, [&](size_t first, size_t last) {
+    parallel_rows(at.tiles, at.tile * at.columns, threads, [&](size_t first, size_t last) {
       for (size_t t = first; t < last; ++t)
-        pack_tile<decltype(format)::value>(at, codes + t * kTile * at.columns, std::min(kTile, at.rows - t * kTile),
+        pack_tile<decltype(format)::value>(at, codes + t * at.tile * at.columns, std::min(at.tile, at.rows - t * at.tile),
                                 packed + t * at.tile_bytes);
     });
   });
@@ -275,10 +353,10 @@ void pack(const Layout& at, const uint8_t* codes, uint8_t* packed, int threads) 
 
 void unpack(const Layout& at, const uint8_t* packed, uint8_t* codes, int threads) {
   with_format(at.format, [&](auto format) {
-    parallel_rows(at.tiles, kTile * at.columns, threads, [&](size_t first, size_t last) {
+    parallel_rows(at.tiles, at.tile * at.columns, threads, [&](size_t first, size_t last) {
       for (size_t t = first; t < last; ++t)
-        unpack_tile<decltype(format)::value>(at, packed + t * at.tile_bytes, std::min(kTile, at.rows - t * kTile),
-                                  codes + t * kTile * at.columns);
+        unpack_tile<decltype(format)::value>(at, packed + t * at.tile_bytes, std::min(at.tile, at.rows - t * at.tile),
+                                  codes + t * at.tile * at.columns);
     });
   });
 }
@@ -290,6 +368,15 @@ void dequant(const uint8_t* codes, const uint8_t* zero, const Affine& affine, si
     for (size_t r = first; r < last; ++r)
       dequant_row(codes + r * columns, zero ? zero + r * groups : nullptr, affine.scale + r * groups, affine,
                   columns, out + r * columns);
+  });
+}
+
+void dequant_trellis(const uint8_t* codes, const uint16_t* scale, int bits, const float* values, size_t rows,
+                     size_t columns, float* out, int threads) {
+  constexpr size_t kTile = 64;
+  parallel_rows((rows + kTile - 1) / kTile, 4 * kTile * columns, threads, [=](size_t first, size_t last) {
+    for (size_t t = first * kTile; t < std::min(last * kTile, rows); t += kTile)
+      dequant_ring(codes + t * columns, scale + t, bits, values, std::min(kTile, rows - t), columns, out + t * columns);
   });
 }
 

@@ -8,16 +8,14 @@
 
 namespace paretobit {
 
-// The format of codes of `levels` levels; throws std::invalid_argument on levels that have no packing.
-Format format_of(int levels);
-
 // Codes of a grid; `f` is not a float.
 constexpr int levels_of(Format f) {
-  return f == Format::kTrits ? 3 : f == Format::k8 ? 255 : 1 << unit_vectors(f);
+  return f == Format::kTrits ? 3 : f == Format::k8 ? 255 : 1 << (is_trellis(f) ? unit_vectors(f) / 2 : unit_vectors(f));
 }
 
-// Throws std::invalid_argument on levels without packing, on no or absurdly many rows or columns, on a group of none.
-Layout layout_of(int levels, size_t rows, size_t columns, size_t group);
+// format: as a number that anyone may have sent. Throws std::invalid_argument on none that is packed, on no or absurdly
+// many rows or columns, on a group of none, and on groups in a trellis.
+Layout layout_of(int format, size_t rows, size_t columns, size_t group);
 
 // codes (rows, columns) -> packed (tiles, tile_bytes); throws std::invalid_argument on a code outside the grid.
 void pack(const Layout& at, const uint8_t* codes, uint8_t* packed, int threads);
@@ -36,5 +34,9 @@ struct Affine {
 // groups).
 void dequant(const uint8_t* codes, const uint8_t* zero, const Affine& affine, size_t rows, size_t columns,
              float* out, int threads);
+
+// The same of a trellis: scale * value of the window, 256 values. bits: 1 ... 4; scale: fp16 (rows,).
+void dequant_trellis(const uint8_t* codes, const uint16_t* scale, int bits, const float* values, size_t rows,
+                     size_t columns, float* out, int threads);
 
 }  // namespace paretobit

@@ -94,11 +94,13 @@ class Artifact(Checkpoint):
 
     def qtensor(self, name: str, rows: slice = slice(None)) -> QTensor:
         """`rows` of one quantized tensor; nothing but the tiles that hold them is read."""
-        (count, columns), tile = self.shape(name), packing.TILE
+        grid, shape = self.schemes[name].weight, self.shape(name)
+        (count, columns), tile = shape, packing.Layout.of(grid, shape).tile
         first, end = row_range(name, (count, columns), rows)
+        if grid.kind == "trellis" and (first % tile or (end % tile and end != count)):
+            raise ParetobitError(f"{name}: rows {first}…{end} cut rings of {tile} rows", hint="take whole rings")
         tiles = slice(first // tile, -(-end // tile))
         start, held = first - tile * tiles.start, min(count, tile * tiles.stop) - tile * tiles.start
-        grid = self.schemes[name].weight
         found = load_stored(lambda array: self.file.map(array)[tiles], name, grid, (held, columns))
         found = found.rows(slice(start, start + end - first))
         if not np.isfinite(found.scale).all():
@@ -182,7 +184,8 @@ def _check_object(value: object, fields: Mapping[str, type], what: str) -> None:
 
 def stored(q: QTensor) -> dict[str, np.ndarray]:
     """The arrays of a quantized tensor as the file holds them, by suffix."""
-    arrays = {".codes": native.pack(q.codes, q.grid), ".scale": packing.pack_scale(q.scale)}
+    tile = packing.Layout.of(q.grid, q.shape).tile
+    arrays = {".codes": native.pack(q.codes, q.grid), ".scale": packing.pack_scale(q.scale, tile)}
     if q.zero is not None:
         arrays[".zero"] = packing.pack_zero(q.zero, q.grid.levels)
     return arrays
@@ -193,7 +196,7 @@ def load_stored(read: Callable[[str], np.ndarray], name: str, grid: Grid, shape:
     groups, zero = (shape[0], grid.groups(shape[1])), None
     if grid.zero == "stored":
         zero = packing.unpack_zero(read(name + ".zero"), grid.levels, groups)
-    scale = packing.unpack_scale(read(name + ".scale"), groups)
+    scale = packing.unpack_scale(read(name + ".scale"), groups, packing.Layout.of(grid, shape).tile)
     return QTensor(native.unpack(read(name + ".codes"), grid, shape), scale, zero, grid)
 
 

@@ -21,8 +21,8 @@ from paretobit.scheme import FLOATS, Grid
 ISA_VARIABLE = "PARETOBIT_ISA"
 TRELLIS_BLOCK = 128  # columns that the search takes at once
 ZERO_KINDS = {"stored": 0, "twos": 1, "mid": 2}
-# Levels, or a float's kind, in the order of `Format` in csrc/matrix.h.
-FORMATS: tuple[object, ...] = (2, 3, 4, 8, 16, 32, 64, 255, "fp16", "bf16", "fp32")
+# Levels, a float's kind or a trellis's bits, in the order of `Format` in csrc/matrix.h.
+FORMATS: tuple[object, ...] = (2, 3, 4, 8, 16, 32, 64, 255, "fp16", "bf16", "fp32", "t1", "t2", "t3", "t4")
 
 
 def available() -> tuple[str, ...]:
@@ -49,7 +49,7 @@ def pack(
     """`packing.pack`."""
     at = packing.Layout.of(grid, packing.matrix(codes, "codes"))
     out = np.empty((at.tiles, at.tile_bytes), np.uint8)
-    _call("pack", np.ascontiguousarray(codes), at.levels, at.group, out, _threads(threads))
+    _call("pack", np.ascontiguousarray(codes), format_of(grid), at.group, out, _threads(threads))
     return out
 
 
@@ -58,7 +58,7 @@ def unpack(packed: np.ndarray, grid: Grid, shape: tuple[int, int], *, threads: i
     at = packing.Layout.of(grid, shape)
     packing.check_packed(packed, (at.tiles, at.tile_bytes))
     out = np.empty(shape, np.uint8)
-    _call("unpack", np.ascontiguousarray(packed), at.levels, at.group, out, _threads(threads))
+    _call("unpack", np.ascontiguousarray(packed), format_of(grid), at.group, out, _threads(threads))
     return out
 
 
@@ -72,6 +72,10 @@ def dequant(q: QTensor, *, threads: int | None = None) -> np.ndarray:  # (out, i
     if zero is not None and packing.matrix(zero, "zero points") != (rows, groups):
         raise ParetobitError(f"zero points of shape {zero.shape}", hint=f"this matrix takes {(rows, groups)}")
     codes, offset = np.ascontiguousarray(q.codes), 0.0 if zero is not None else q.grid.offset
+    if q.grid.kind == "trellis":
+        values = trellis.values(trellis.of_grid(q.grid))
+        _call("dequant_trellis", codes, _words(q.scale), int(q.grid.bits), values, out, _threads(threads))
+        return out
     _call("dequant", codes, _words(q.scale), zero, q.grid.group or columns, offset, out, _threads(threads))
     return out
 
@@ -191,8 +195,15 @@ def _rotated(rotation: Rotation, x: np.ndarray, inverse: bool, threads: int | No
 
 
 def format_of(grid: Grid) -> int:
-    """The number by which the kernels know an affine or float grid."""
+    """The number by which the kernels know a grid."""
+    if grid.kind == "trellis":
+        return FORMATS.index(f"t{grid.bits}")
     return FORMATS.index(grid.kind if grid.kind in FLOATS else grid.levels)
+
+
+def table_of(grid: Grid) -> np.ndarray | None:
+    """What the kernels look a trellis's levels up in, uint8 (32,); None of other grids."""
+    return trellis.of_grid(grid) if grid.kind == "trellis" else None
 
 
 def read_seconds(nbytes: int, threads: int, limit: float) -> list[float]:

@@ -2,7 +2,8 @@
 
 Rows go in tiles of 32, the columns of a group in units of 16 (20 for three levels). A unit of a tile is a few vectors
 of 64 bytes. They hold planes, each the codes of 16 rows and 4 columns, as many to a vector as fit: a kernel loads
-it, parts it by shifts and masks, and has four neighbouring codes of each of 16 rows.
+it, parts it by shifts and masks, and has four neighbouring codes of each of 16 rows. A trellis has tiles of 64 rows,
+its rings, and the codes of rows l, 16 + l, 32 + l and 48 + l side by side: what the window of a weight slides over.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import numpy as np
 from paretobit.errors import ParetobitError
 from paretobit.scheme import Grid
 
-TILE, SET, QUAD, VECTOR = 32, 16, 4, 64  # rows of a tile and of its half; columns of a plane; bytes of a vector
+TILE, SET, QUAD, VECTOR = 32, 16, 4, 64  # rows of a tile and of its sets; columns of a plane; bytes of a vector
+RING = 64  # rows of a trellis's tile
 # Bits of a code, low to high, in the pieces that planes are packed by; eight bits' worth of planes share a vector.
 PIECES = {2: (1,), 4: (2,), 16: (4,), 32: (4, 1), 64: (4, 2), 255: (8,)}
 LEVELS = (2, 3, 4, 8, 16, 32, 64, 255)
@@ -28,18 +30,21 @@ CHUNK = 1 << 20  # padded codes worked on at a time
 class Layout:
     """The numbers that follow from grid and shape; csrc/matrix.h computes the same ones under the same names.
 
-    levels: codes of the grid; rows, columns: of the matrix; group: columns that share a scale, at most `columns`.
+    levels: codes of the grid; rows, columns: of the matrix; group: columns that share a scale, at most `columns`;
+    ring: a trellis, whose codes go in rings.
     """
 
     levels: int
     rows: int
     columns: int
     group: int
+    ring: bool = False
 
     @classmethod
     def of(cls, grid: Grid, shape: tuple[int, ...]) -> Layout:
         """Raises ParetobitError on grids that have no packing and on shapes that are no matrix with columns."""
-        if grid.kind != "affine" or grid.levels not in LEVELS:
+        ring = grid.kind == "trellis" and grid.bits in (1, 2, 3, 4) and grid.group is None
+        if not ring and (grid.kind != "affine" or grid.levels not in LEVELS):
             what = f"{grid.levels} levels" if grid.kind == "affine" else f"the grid '{grid.kind}'"
             raise ParetobitError(f"{what} have no packing", hint=f"choose from {LEVELS} levels")
         if len(shape) != 2 or shape[0] < 0 or shape[1] < 1:
@@ -47,11 +52,16 @@ class Layout:
         group = shape[1] if grid.group is None else min(grid.group, shape[1])
         if group < 1:
             raise ParetobitError(f"groups of {group} columns", hint="give the columns that share a scale")
-        return cls(grid.levels, *shape, group)
+        return cls(1 << int(grid.bits) if ring else grid.levels, *shape, group, ring)
+
+    @property
+    def tile(self) -> int:
+        """Rows of a tile."""
+        return RING if self.ring else TILE
 
     @property
     def tiles(self) -> int:
-        return -(-self.rows // TILE)
+        return -(-self.rows // self.tile)
 
     @property
     def groups(self) -> int:
@@ -64,7 +74,7 @@ class Layout:
 
     @property
     def unit_vectors(self) -> int:
-        return 2 if self.levels == 3 else (self.levels - 1).bit_length()
+        return 2 if self.levels == 3 else (self.levels - 1).bit_length() * self.tile // TILE
 
     @property
     def group_units(self) -> int:
@@ -95,7 +105,7 @@ class Layout:
 
     def chunks(self) -> Iterator[slice]:
         """The tiles, a bounded number of codes at a time."""
-        step = max(1, CHUNK // (TILE * self.padded))
+        step = max(1, CHUNK // (self.tile * self.padded))
         return (slice(at, min(at + step, self.tiles)) for at in range(0, self.tiles, step))
 
 
@@ -104,13 +114,15 @@ def pack(codes: np.ndarray, grid: Grid) -> np.ndarray:  # (out, in) -> (tiles, t
     at = Layout.of(grid, matrix(codes, "codes"))
     packed = np.empty((at.tiles, at.tile_bytes), np.uint8)
     for tiles in at.chunks():
-        block = codes[TILE * tiles.start : TILE * tiles.stop]
+        block = codes[at.tile * tiles.start : at.tile * tiles.stop]
         if block.max(initial=0) >= at.levels:
             raise outside(f"code {block.max()} on a grid of {at.levels} levels")
-        wide = np.zeros((TILE * (tiles.stop - tiles.start), at.padded), np.uint8)
+        wide = np.zeros((at.tile * (tiles.stop - tiles.start), at.padded), np.uint8)
         wide[: len(block), at.positions] = block
-        planes = wide.reshape(-1, 2, SET, at.units, at.unit // QUAD, QUAD).transpose(0, 3, 1, 4, 2, 5)
-        packed[tiles] = _encode(planes.reshape(*planes.shape[:4], VECTOR), at.levels).reshape(-1, at.tile_bytes)
+        planes = wide.reshape(-1, at.tile // SET, SET, at.units, at.unit // QUAD, QUAD).transpose(0, 3, 1, 4, 2, 5)
+        planes = planes.reshape(*planes.shape[:4], VECTOR)
+        vectors = _encode_ring(planes, at.levels) if at.ring else _encode(planes, at.levels)
+        packed[tiles] = vectors.reshape(-1, at.tile_bytes)
     return packed
 
 
@@ -124,10 +136,11 @@ def unpack(packed: np.ndarray, grid: Grid, shape: tuple[int, int]) -> np.ndarray
     check_packed(packed, (at.tiles, at.tile_bytes))
     codes = np.empty(shape, np.uint8)
     for tiles in at.chunks():
-        planes = _decode(packed[tiles].reshape(-1, at.units, at.unit_vectors, VECTOR), at.levels)
-        wide = planes.reshape(-1, at.units, 2, at.unit // QUAD, SET, QUAD).transpose(0, 2, 4, 1, 3, 5)
+        vectors = packed[tiles].reshape(-1, at.units, at.unit_vectors, VECTOR)
+        planes = _decode_ring(vectors, at.levels) if at.ring else _decode(vectors, at.levels)
+        wide = planes.reshape(-1, at.units, at.tile // SET, at.unit // QUAD, SET, QUAD).transpose(0, 2, 4, 1, 3, 5)
         wide = wide.reshape(-1, at.padded)
-        block = codes[TILE * tiles.start : TILE * tiles.stop]
+        block = codes[at.tile * tiles.start : at.tile * tiles.stop]
         block[...] = wide[: len(block), at.positions]
         # Padding counts as codes that are not there: whatever is beside the codes must add nothing.
         if np.count_nonzero(wide) != np.count_nonzero(block):
@@ -147,7 +160,7 @@ def pack_zero(zero: np.ndarray, levels: int) -> np.ndarray:  # (out, groups) -> 
     matrix(zero, "zero points")
     if zero.max(initial=0) >= levels:
         raise outside(f"zero point {zero.max()} on a grid of {levels} levels")
-    bits, tiled = zero_bits(levels), _tiled(zero)
+    bits, tiled = zero_bits(levels), _tiled(zero, TILE)
     return _join(tiled.reshape(*tiled.shape[:2], 8 // bits, 4 * bits), bits)
 
 
@@ -161,15 +174,15 @@ def unpack_zero(packed: np.ndarray, levels: int, shape: tuple[int, int]) -> np.n
     return zero
 
 
-def pack_scale(scale: np.ndarray) -> np.ndarray:  # (out, groups) -> (tiles, groups, 32)
-    """float16 (tiles, groups, 32) from scales float16 (out, groups)."""
+def pack_scale(scale: np.ndarray, tile: int = TILE) -> np.ndarray:  # (out, groups) -> (tiles, groups, tile)
+    """float16 (tiles, groups, tile) from scales float16 (out, groups)."""
     matrix(scale, "scales", np.float16)
-    return _tiled(scale.view(np.uint16)).view(np.float16)
+    return _tiled(scale.view(np.uint16), tile).view(np.float16)
 
 
-def unpack_scale(tiled: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def unpack_scale(tiled: np.ndarray, shape: tuple[int, int], tile: int = TILE) -> np.ndarray:
     """scales float16 of `shape` (out, groups); raises ParetobitError where the padding is not +0."""
-    check_packed(tiled, (-(-shape[0] // TILE), shape[1], TILE), np.float16)
+    check_packed(tiled, (-(-shape[0] // tile), shape[1], tile), np.float16)
     return _untiled(tiled.view(np.uint16), shape[0], "scales").view(np.float16)
 
 
@@ -200,14 +213,14 @@ def damaged(what: str) -> ParetobitError:
     return ParetobitError(what, hint="the packed file is damaged: write it again")
 
 
-def _tiled(values: np.ndarray) -> np.ndarray:  # (out, groups) -> (tiles, groups, 32)
+def _tiled(values: np.ndarray, tile: int) -> np.ndarray:  # (out, groups) -> (tiles, groups, tile)
     rows, groups = values.shape
-    padded = np.zeros((-(-rows // TILE), TILE, groups), values.dtype)
+    padded = np.zeros((-(-rows // tile), tile, groups), values.dtype)
     padded.reshape(-1, groups)[:rows] = values
     return np.ascontiguousarray(padded.transpose(0, 2, 1))
 
 
-def _untiled(tiled: np.ndarray, rows: int, what: str) -> np.ndarray:  # (tiles, groups, 32) -> (out, groups)
+def _untiled(tiled: np.ndarray, rows: int, what: str) -> np.ndarray:  # (tiles, groups, tile) -> (out, groups)
     values = np.ascontiguousarray(tiled.transpose(0, 2, 1)).reshape(-1, tiled.shape[1])
     if values[rows:].any():
         raise damaged(f"the padding of packed {what} is not 0")
@@ -288,3 +301,40 @@ def _decode_ternary(vectors: np.ndarray) -> np.ndarray:
     if rest.max(initial=0) >= TERNARY:
         raise damaged("a ternary byte stands for no five digits")
     return np.stack(planes, axis=3).reshape(*vectors.shape[:2], 2 * len(planes), VECTOR)
+
+
+def _encode_ring(planes: np.ndarray, levels: int) -> np.ndarray:
+    """Vectors (tiles, units, unit_vectors, 64) of a trellis from planes (tiles, units, 4, 4, 64)."""
+    bits = (levels - 1).bit_length()
+    shifts = np.arange(3 * bits, -1, -bits, dtype=np.uint16)[:, None, None]  # set 3, the newest, lies lowest
+    words = np.bitwise_or.reduce(planes.astype(np.uint16) << shifts, axis=2)  # 4 * bits bits, by quad
+    low, high = words.astype(np.uint8), (words >> np.uint16(8)).astype(np.uint8)
+    if bits == 1:
+        return low[:, :, ::2] | low[:, :, 1::2] << np.uint8(4)
+    if bits == 2:
+        return low
+    if bits == 3:
+        rest = high[:, :, ::2] | high[:, :, 1::2] << np.uint8(4)
+        return _interleave(low[:, :, ::2], low[:, :, 1::2], rest)
+    return _interleave(high, low)
+
+
+def _decode_ring(vectors: np.ndarray, levels: int) -> np.ndarray:
+    """Planes (tiles, units, 16, 64) from vectors (tiles, units, unit_vectors, 64) of a trellis."""
+    bits, wide = (levels - 1).bit_length(), vectors.astype(np.uint16)
+    if bits == 1:
+        words = _interleave(wide & 15, wide >> 4)
+    elif bits == 2:
+        words = wide
+    elif bits == 3:
+        rest = wide[:, :, 2::3]
+        words = _interleave(wide[:, :, ::3] | (rest & 15) << 8, wide[:, :, 1::3] | (rest & 240) << 4)
+    else:
+        words = wide[:, :, ::2] << 8 | wide[:, :, 1::2]
+    shifts = np.arange(3 * bits, -1, -bits, dtype=np.uint16)[:, None, None]
+    planes = (words[:, :, None] >> shifts & np.uint16(levels - 1)).astype(np.uint8)
+    return planes.reshape(*vectors.shape[:2], -1, VECTOR)
+
+
+def _interleave(*parts: np.ndarray) -> np.ndarray:  # (tiles, units, n, 64) each -> (tiles, units, parts * n, 64)
+    return np.stack(parts, axis=3).reshape(*parts[0].shape[:2], -1, VECTOR)

@@ -30,7 +30,7 @@ def parts(scheme: Scheme, shape: tuple[int, ...]) -> tuple[Part, ...]:
     at = Layout.of(grid, shape)
     found: tuple[Part, ...] = (
         Part(".codes", "U8", (at.tiles, at.tile_bytes)),
-        Part(".scale", "F16", (at.tiles, at.groups, TILE)),
+        Part(".scale", "F16", (at.tiles, at.groups, at.tile)),
     )
     if grid.zero == "stored":
         found += (Part(".zero", "U8", (at.tiles, at.groups, TILE * zero_bits(grid.levels) // 8)),)

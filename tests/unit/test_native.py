@@ -80,22 +80,22 @@ def test_the_extension_checks_sizes_before_it_reads():
     u8 = lambda *shape: np.zeros(shape, np.uint8)  # noqa: E731
     f32 = lambda *shape: np.zeros(shape, np.float32)  # noqa: E731
     u16 = lambda *shape: np.zeros(shape, np.uint16)  # noqa: E731
-    _native.pack(u8(2, 8), 8, 8, u8(1, 192), 1)
-    _native.unpack(u8(1, 192), 8, 8, u8(2, 8), 1)
+    _native.pack(u8(2, 8), 3, 8, u8(1, 192), 1)
+    _native.unpack(u8(1, 192), 3, 8, u8(2, 8), 1)
     for call in (
-        lambda: _native.pack(u8(2, 8), 8, 8, u8(1, 191), 1),
-        lambda: _native.pack(u8(2, 8), 8, 4, u8(1, 192), 1),
-        lambda: _native.pack(u8(2, 8), 8, 0, u8(1, 192), 1),
-        lambda: _native.pack(u8(2, 8), 5, 8, u8(1, 192), 1),
-        lambda: _native.pack(u8(33, 8), 8, 8, u8(1, 192), 1),
-        lambda: _native.pack(u8(2, 0), 8, 8, u8(1, 0), 1),
-        lambda: _native.pack(u8(0, 2**41), 8, 2**41, u8(0, 2**41 * 12), 1),
-        lambda: _native.unpack(u8(1, 191), 8, 8, u8(2, 8), 1),
-        lambda: _native.unpack(u8(1, 192), 8, 4, u8(2, 8), 1),
-        lambda: _native.unpack(u8(1, 192), 8, 0, u8(2, 8), 1),
-        lambda: _native.unpack(u8(1, 192), 256, 8, u8(2, 8), 1),
-        lambda: _native.unpack(u8(1, 192), 8, 8, u8(33, 8), 1),
-        lambda: _native.unpack(u8(1, 0), 8, 8, u8(2, 0), 1),
+        lambda: _native.pack(u8(2, 8), 3, 8, u8(1, 191), 1),
+        lambda: _native.pack(u8(2, 8), 3, 4, u8(1, 192), 1),
+        lambda: _native.pack(u8(2, 8), 3, 0, u8(1, 192), 1),
+        lambda: _native.pack(u8(2, 8), 8, 8, u8(1, 192), 1),
+        lambda: _native.pack(u8(33, 8), 3, 8, u8(1, 192), 1),
+        lambda: _native.pack(u8(2, 0), 3, 8, u8(1, 0), 1),
+        lambda: _native.pack(u8(0, 2**41), 3, 2**41, u8(0, 2**41 * 12), 1),
+        lambda: _native.unpack(u8(1, 191), 3, 8, u8(2, 8), 1),
+        lambda: _native.unpack(u8(1, 192), 3, 4, u8(2, 8), 1),
+        lambda: _native.unpack(u8(1, 192), 3, 0, u8(2, 8), 1),
+        lambda: _native.unpack(u8(1, 192), 15, 8, u8(2, 8), 1),
+        lambda: _native.unpack(u8(1, 192), 3, 8, u8(33, 8), 1),
+        lambda: _native.unpack(u8(1, 0), 3, 8, u8(2, 0), 1),
         lambda: _native.dequant(u8(2, 8), u16(2, 1), None, 4, 0.0, f32(2, 8), 1),
         lambda: _native.dequant(u8(2, 8), u16(2, 1), None, 0, 0.0, f32(2, 8), 1),
         lambda: _native.dequant(u8(2, 8), u16(2, 2), u8(2, 1), 4, 0.0, f32(2, 8), 1),
@@ -103,10 +103,10 @@ def test_the_extension_checks_sizes_before_it_reads():
         with pytest.raises(ValueError):
             call()
     for call in (  # wrong type or layout: nothing is converted on the way in
-        lambda: _native.pack(f32(2, 8), 8, 8, u8(1, 192), 1),
-        lambda: _native.pack(u8(2, 16)[:, ::2], 8, 8, u8(1, 192), 1),
-        lambda: _native.pack(u8(2, 8), 8, -8, u8(1, 192), 1),
-        lambda: _native.unpack(u8(192), 8, 8, u8(2, 8), 1),
+        lambda: _native.pack(f32(2, 8), 3, 8, u8(1, 192), 1),
+        lambda: _native.pack(u8(2, 16)[:, ::2], 3, 8, u8(1, 192), 1),
+        lambda: _native.pack(u8(2, 8), 3, -8, u8(1, 192), 1),
+        lambda: _native.unpack(u8(192), 3, 8, u8(2, 8), 1),
         lambda: _native.dequant(u8(2, 8), u16(2, 2), None, -4, 0.0, f32(2, 8), 1),
     ):
         with pytest.raises(TypeError):
@@ -114,7 +114,7 @@ def test_the_extension_checks_sizes_before_it_reads():
     read_only = u8(1, 192)
     read_only.flags.writeable = False
     with pytest.raises(TypeError):
-        _native.pack(u8(2, 8), 8, 8, read_only, 1)
+        _native.pack(u8(2, 8), 3, 8, read_only, 1)
 
 
 @pytest.mark.parametrize(
