@@ -162,12 +162,12 @@ PARETOBIT_INLINE void dot_block(const uint8_t* const* codes, const int8_t* activ
 }
 
 // Rows of kStreams tiles, `apart` tiles from each other: as many streams that memory delivers at the same time.
-template <Format kFormat, size_t kStreams>
-PARETOBIT_INLINE void one_token_tiles(const Matrix& m, const Inputs& in, size_t tile, size_t apart, float* out) {
+template <Format kFormat, size_t kStreams, class TableOf>
+PARETOBIT_INLINE void one_token_tiles(const Matrix& m, const Inputs& in, const TableOf& table, size_t tile, size_t apart,
+                                      float* out) {
   constexpr int kSets = tile_sets(kFormat);
   constexpr size_t kBytes = unit_vectors(kFormat) * kVector, kColumns = unit_columns(kFormat);
   const Layout& l = m.layout;
-  const auto table = load_table<kFormat>(m);
   const uint8_t* codes[kStreams];
   Lanes acc[kStreams][kSets];
   for (size_t i = 0; i < kStreams; ++i) {
@@ -209,9 +209,10 @@ template <Format kFormat>
 void one_token(const Matrix& m, const Inputs& in, size_t first, size_t last, float* out) {
   constexpr size_t kStreams = PARETOBIT_WIDTH == 16 ? 2 : 1;
   const size_t apart = (last - first) / kStreams;
+  const auto table = load_table<kFormat>(m);
   size_t tile = first;
-  for (; tile < first + apart; ++tile) one_token_tiles<kFormat, kStreams>(m, in, tile, apart, out);
-  for (tile = first + kStreams * apart; tile < last; ++tile) one_token_tiles<kFormat, 1>(m, in, tile, 0, out);
+  for (; tile < first + apart; ++tile) one_token_tiles<kFormat, kStreams>(m, in, table, tile, apart, out);
+  for (tile = first + kStreams * apart; tile < last; ++tile) one_token_tiles<kFormat, 1>(m, in, table, tile, 0, out);
 }
 
 // ---- several tokens: a block is unpacked once for all of them
