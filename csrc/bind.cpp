@@ -156,5 +156,7 @@ NB_MODULE(_native, m) {
   paretobit::define_model(m);
   paretobit::define_multiply(m);
   paretobit::define_probe(m);
+  paretobit::define_rotation(m);
   paretobit::define_sampler(m);
+  paretobit::define_trellis(m);
 }

@@ -12,7 +12,9 @@ void define_layers(nanobind::module_& m);
 void define_model(nanobind::module_& m);
 void define_multiply(nanobind::module_& m);
 void define_probe(nanobind::module_& m);
+void define_rotation(nanobind::module_& m);
 void define_sampler(nanobind::module_& m);
+void define_trellis(nanobind::module_& m);
 
 namespace binding {
 

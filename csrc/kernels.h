@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "matrix.h"
+#include "rotation.h"
 
 namespace paretobit {
 
@@ -47,6 +48,24 @@ struct FeedbackArgs {
   T* moved;        // (rows, count), the columns as they were rounded; null without pull
 };
 
+constexpr size_t kTrellisTile = 64;       // rows of a ring
+constexpr size_t kMostTrellisBlock = 128;  // columns of a block of the column loop
+
+// The same for the trellis grid (paretobit/trellis.py), or codes of columns by themselves. Sizes are checked by the caller.
+struct TrellisArgs {
+  const float* rest;  // (rows, width), columns in rounding order
+  size_t rows, width, start, count;
+  const float* upper;    // (count, count), or null: no feedback
+  const float* pull;     // (count, count) or null
+  const float* scale;    // (rows,)
+  const float* weight;   // (rows,) of a squared error in levels
+  const uint8_t* table;  // (32,)
+  int bits;
+  uint8_t* codes;  // (rows, width)
+  float* errors;   // (rows, count), or null without feedback
+  float* moved;    // (rows, count), or null without pull
+};
+
 enum class Activation : uint8_t { kSilu, kGeluTanh };
 
 constexpr size_t kPositions = 64;  // of a key-value cache block
@@ -81,6 +100,9 @@ struct Kernels {
   void (*feed_back)(const FeedbackArgs<float>&, size_t first, size_t last);
   void (*feed_back_double)(const FeedbackArgs<double>&, size_t first, size_t last);
 
+  // Tiles of 64 rows, each by itself.
+  void (*trellis)(const TrellisArgs&, size_t first, size_t last);
+
   // One token's activations x (columns,) in int8: codes (padded,), scales (blocks,), sums (blocks,). A block's scale is
   // max|x| / 127, codes are rounded to nearest, ties to even.
   void (*quantize)(const Layout&, const float* x, int8_t* codes, float* scales, int32_t* sums);
@@ -106,6 +128,9 @@ struct Kernels {
   void (*rotate)(float* head, const float* cosines, const float* sines, size_t half);
   // To fp16, ties to even; beyond 65504 comes infinity.
   void (*to_half)(const float* from, uint16_t* to, size_t count);
+  // The input (width,) of a linear layer to the basis of its rotated weights, and back; out is another array.
+  void (*rotate_inputs)(const Rotation&, const float* x, float* out);
+  void (*unrotate_inputs)(const Rotation&, const float* x, float* out);
   // Causal softmax attention of the queries [first, last).
   void (*attend)(const AttendArgs&, size_t first, size_t last);
 };

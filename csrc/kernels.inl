@@ -7,6 +7,8 @@
 #include "multiply.inl"
 #include "inputs.inl"
 #include "layers.inl"
+#include "rotation.inl"
 #include "search.inl"
 #include "feedback.inl"
+#include "viterbi.inl"
 #include "read.inl"

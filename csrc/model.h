@@ -10,14 +10,9 @@
 #include <vector>
 
 #include "kernels.h"
+#include "span.h"
 
 namespace paretobit {
-
-template <class T>
-struct Span {
-  const T* data = nullptr;
-  size_t size = 0;
-};
 
 // Rotary embedding: radians a position of each of the head_dim / 2 channel pairs, and a factor on cosine and
 // sine.

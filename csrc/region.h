@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <numeric>
 #include <stdexcept>
 
@@ -46,5 +47,6 @@
 // The file's table, which dispatch.cpp chooses among.
 #define PARETOBIT_TABLE(name)                                                                                    \
   extern const Kernels kKernels;                                                                                 \
-  const Kernels kKernels{name,   search_rows, feed_back_rows<float>, feed_back_rows<double>, quantize, spread,   \
-                         multiply, row, read_words, rms_norm, add, scale, gate, rotate, to_half, attend};
+  const Kernels kKernels{name,     search_rows, feed_back_rows<float>, feed_back_rows<double>, trellis, quantize,     \
+                         spread,   multiply,    row,                   read_words,             rms_norm, add, scale,  \
+                         gate,     rotate,      to_half,               rotate_inputs,          unrotate_inputs, attend};

@@ -15,9 +15,11 @@ import numpy as np
 from paretobit import packing, scales, trellis
 from paretobit.errors import ParetobitError
 from paretobit.qtensor import QTensor
+from paretobit.rotation import Rotation
 from paretobit.scheme import FLOATS, Grid
 
 ISA_VARIABLE = "PARETOBIT_ISA"
+TRELLIS_BLOCK = 128  # columns that the search takes at once
 ZERO_KINDS = {"stored": 0, "twos": 1, "mid": 2}
 # Levels, a float's kind or a trellis's bits, in the order of `Format` in csrc/matrix.h.
 FORMATS: tuple[object, ...] = (2, 3, 4, 8, 16, 32, 64, 255, "fp16", "bf16", "fp32", "t1", "t2", "t3", "t4")
@@ -136,6 +138,60 @@ def feed_back(
     at = (zero if stored else None, 0.0 if stored else float(zero), group_of, levels, codes, errors, moved)
     _call("feed_back", rest, start, upper, pull, scale, *at, isa(), _threads(threads))
     return errors, moved
+
+
+def trellis_feed_back(
+    rest: np.ndarray,
+    start: int,
+    upper: np.ndarray | None,
+    pull: np.ndarray | None,
+    scale: np.ndarray,
+    weight: np.ndarray,
+    grid: Grid,
+    codes: np.ndarray,
+    *,
+    count: int | None = None,
+    threads: int | None = None,
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """`feed_back` on a trellis: rest float32 (out, in), left as it is; scale, weight: float32 (out,), of a row and of its
+    squared error in levels. Without `upper` the `count` columns from `start` on are rounded by themselves. Up to 128
+    columns at once.
+    """
+    count = len(upper) if upper is not None else count or rest.shape[1] - start
+    errors = None if upper is None else np.empty((rest.shape[0], count), np.float32)
+    moved = None if pull is None else np.empty((rest.shape[0], count), np.float32)
+    at = (scale, weight, trellis.of_grid(grid), int(grid.bits), codes, errors, moved)
+    _call("trellis", rest, start, count, upper, pull, *at, isa(), _threads(threads))
+    return errors, moved
+
+
+def trellis_encode(x: np.ndarray, weight: np.ndarray, grid: Grid, *, threads: int | None = None) -> np.ndarray:
+    """`trellis.encode`: codes uint8 (out, in) of x float32 (out, in) in levels, rows weighted by float32 (out,)."""
+    codes = np.empty(x.shape, np.uint8)
+    x, scale = np.ascontiguousarray(x, np.float32), np.ones(len(x), np.float32)
+    for start in range(0, x.shape[1], TRELLIS_BLOCK):
+        count = min(TRELLIS_BLOCK, x.shape[1] - start)
+        trellis_feed_back(x, start, None, None, scale, weight, grid, codes, count=count, threads=threads)
+    return codes
+
+
+def rotate_inputs(rotation: Rotation, x: np.ndarray, *, threads: int | None = None) -> np.ndarray:
+    """`rotation.forward`: float32 (..., width), of inputs or of the rows of a layer's weights."""
+    return _rotated(rotation, x, False, threads)
+
+
+def unrotate_inputs(rotation: Rotation, y: np.ndarray, *, threads: int | None = None) -> np.ndarray:
+    """`rotation.inverse`: float32 (..., width)."""
+    return _rotated(rotation, y, True, threads)
+
+
+def _rotated(rotation: Rotation, x: np.ndarray, inverse: bool, threads: int | None) -> np.ndarray:
+    rotation.check(x)
+    rows = np.ascontiguousarray(x).reshape(-1, rotation.width)
+    out = np.empty_like(rows)
+    at = (rotation.order, np.ascontiguousarray(rotation.signs), rotation.factor(), inverse)
+    _call("rotate_rows", *at, rows, out, isa(), _threads(threads))
+    return out.reshape(x.shape)
 
 
 def format_of(grid: Grid) -> int:

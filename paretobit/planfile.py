@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from paretobit.arch import Arch
 from paretobit.arch.spec import EMBED, HEAD
 from paretobit.errors import ParetobitError
+from paretobit.rotation import Rotation
 from paretobit.scheme import Scheme, parse, spell, wider
 from paretobit.work import parse_json
 
 PLAN_VERSION = 1
+ROTATE = "rotate"
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,15 @@ def uniform(
         HEAD: Layer(embedding, method, params.get(method, {})),
     }
     return Plan(model, {name: ends.get(name, block) for name in matrices(arch)})
+
+
+def rotation(plan: Plan, tap: str, width: int) -> Rotation | None:
+    """The rotation of a tap's activations (and its consumers' columns) under this plan; None where there is none."""
+    for transform in plan.transforms:
+        taps, seed = transform.get("taps"), transform.get("seed", 0)
+        if transform.get("method") == ROTATE and (taps is None or tap in taps):  # type: ignore[operator]
+            return Rotation.of(width, seed, tap)  # type: ignore[arg-type]
+    return None
 
 
 def read_plan(text: str | bytes, source: str) -> Plan:

@@ -11,6 +11,7 @@
 //   average(a, b)                    of bytes, rounded up
 //   pick(table, index)               for every byte of a register: entry `index` < 16 of the table in its 16 bytes
 //   previous<k>(before, v)           a register's dwords moved k places up; the first k are the last of `before`
+//   repeat<kBits>(p)                 each of 16 >> kBits floats so many times
 
 struct SumPart {
   int32_t lane[PARETOBIT_WIDTH];
@@ -91,3 +92,11 @@ PARETOBIT_INLINE Ints widened(const T* from) {
 }
 PARETOBIT_INLINE Ints widen_bytes(const uint8_t* from) { return widened(from); }
 PARETOBIT_INLINE Ints widen_shorts(const uint16_t* from) { return widened(from); }
+
+// Lane i holds number i >> kBits of the 16 >> kBits from here.
+template <int kBits>
+PARETOBIT_INLINE Lanes repeat(const float* from) {
+  float value[16];
+  for (int i = 0; i < 16; ++i) value[i] = from[i >> kBits];
+  return load(value);
+}

@@ -123,5 +123,19 @@ PARETOBIT_INLINE Ints widen_shorts(const uint16_t* from) {
 #endif
   return r;
 }
+
+// Lane i holds number i >> kBits of the 16 >> kBits from here; what follows them is read too.
+template <int kBits>
+PARETOBIT_INLINE Lanes repeat(const float* from) {
+  Lanes r;
+#if PARETOBIT_WIDTH == 16
+  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  r.part[0] = (Register)_mm512_permutexvar_ps(_mm512_srli_epi32(lane, kBits), _mm512_loadu_ps(from));
+#else
+  const __m256i lane = _mm256_srli_epi32(_mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0), kBits);
+  PARETOBIT_EACH r.part[p] = (Register)_mm256_permutevar8x32_ps(_mm256_loadu_ps(from + (8 * p >> kBits)), lane);
+#endif
+  return r;
+}
 #undef PARETOBIT_X
 #undef PARETOBIT_XOR

@@ -91,3 +91,17 @@ PARETOBIT_INLINE Ints widen_bytes(const uint8_t* from) {
   vst1q_u16(shorts + 8, vmovl_u8(vget_high_u8(bytes)));
   return widen_shorts(shorts);
 }
+
+// Lane i holds number i >> kBits of the 16 >> kBits from here.
+template <int kBits>
+PARETOBIT_INLINE Lanes repeat(const float* from) {
+  Lanes r;
+  PARETOBIT_EACH {
+    const float* at = from + (4 * p >> kBits);
+    if constexpr (kBits == 1)
+      r.part[p] = Register{at[0], at[0], at[1], at[1]};
+    else
+      r.part[p] = at[0] - Register{};
+  }
+  return r;
+}

@@ -54,3 +54,10 @@ PARETOBIT_INLINE Ints widen_bytes(const uint8_t* from) {
 PARETOBIT_INLINE Ints widen_shorts(const uint16_t* from) {
   return Ints{{(Integers)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from))}};
 }
+
+// Lane i holds number i >> kBits of the 16 >> kBits from here; what follows them is read too.
+template <int kBits>
+PARETOBIT_INLINE Lanes repeat(const float* from) {
+  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  return Lanes{{(Register)_mm512_permutexvar_ps(_mm512_srli_epi32(lane, kBits), _mm512_loadu_ps(from))}};
+}

@@ -79,3 +79,17 @@ PARETOBIT_INLINE Ints widen_bytes(const uint8_t* from) {
   wasm_v128_store(shorts + 8, wasm_u16x8_load8x8(from + 8));
   return widen_shorts(shorts);
 }
+
+// Lane i holds number i >> kBits of the 16 >> kBits from here.
+template <int kBits>
+PARETOBIT_INLINE Lanes repeat(const float* from) {
+  Lanes r;
+  PARETOBIT_EACH {
+    const float* at = from + (4 * p >> kBits);
+    if constexpr (kBits == 1)
+      r.part[p] = Register{at[0], at[0], at[1], at[1]};
+    else
+      r.part[p] = at[0] - Register{};
+  }
+  return r;
+}

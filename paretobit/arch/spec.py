@@ -122,6 +122,11 @@ class Arch:
     def head_tap(self) -> Tap:
         return Tap("head_in", FINAL_NORM, (EMBED if self.tied else HEAD,), "norm", self.hidden)
 
+    @property
+    def embed_tap(self) -> Tap:
+        """The embedding's columns where no head shares them: nothing is multiplied there, but they have a basis too."""
+        return Tap("embed_out", EMBED, (EMBED,), "residual", self.hidden)
+
     def block_shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every tensor of one block."""
         h, at = self.hidden, self.prefix(layer)

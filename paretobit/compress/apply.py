@@ -20,12 +20,13 @@ from paretobit.arch.spec import EMBED, FINAL_NORM, HEAD
 from paretobit.artifact import float_arrays, load_stored, stored
 from paretobit.checkpoint.base import Checkpoint
 from paretobit.compress import calibrate, estimate, methods
+from paretobit.compress.basis import Basis
 from paretobit.compress.grid import dequant
 from paretobit.compress.model import Decoder
 from paretobit.compress.stats import CROSS, TapStats
 from paretobit.compress.statsfile import StatsFolder
 from paretobit.compress.world import World
-from paretobit.planfile import Layer, Plan
+from paretobit.planfile import Layer, Plan, rotation
 from paretobit.progress import progress, say
 from paretobit.qtensor import QTensor
 from paretobit.scheme import FLOATS
@@ -84,7 +85,7 @@ def run(job: Job, work: Work) -> list[Path]:
             walk, at = calibrate.resume(work, decoder, job.windows, job.world, CROSS in everything, first)
             for layer in range(at, first):
                 original = decoder.weights(layer)
-                walk.replay(layer, original | _rounded(job, units[layer], original), original)
+                walk.replay(layer, original | _rounded(job, layer, units[layer], original), original)
         advance(first)
         for layer in range(first, arch.layers):
             _block(job, decoder, walk, layer, units[layer])
@@ -105,9 +106,14 @@ def _block(job: Job, decoder: Decoder, walk: calibrate.Walk | None, layer: int, 
 
     def visit(tap: Tap, stats: TapStats | None) -> None:
         owner = arch.taps(layer).index(tap) % job.world.size
+        basis = basis_of(job, tap)
+        if basis is not None and stats is not None:
+            stats = basis.stats(stats)
         for names in _alike(job.plan, tap.consumers):
             # Rows do not interact: consumers with one plan are one matrix, and its column loop runs once.
             stack = torch.cat([weights[name] for name in names])
+            if basis is not None:
+                stack = basis.forward(stack)
             rounded = round_rows(job, job.plan.layers[names[0]], stack.__getitem__, stack.shape, stats, owner)
             start = 0
             for name in names:
@@ -115,7 +121,7 @@ def _block(job: Job, decoder: Decoder, walk: calibrate.Walk | None, layer: int, 
                 start = part.stop
                 packed.update(_arrays(name, rounded, part))
                 if job.sequential and isinstance(rounded, QTensor):
-                    weights[name] = dequant(rounded.rows(part), stack.device)
+                    weights[name] = _restored(rounded.rows(part), basis, stack.device)
 
     if walk is not None:
         walk.block(layer, weights, job.needs(weights), job.world, visit)
@@ -129,14 +135,28 @@ def _block(job: Job, decoder: Decoder, walk: calibrate.Walk | None, layer: int, 
     _write(job, unit, packed)
 
 
-def _rounded(job: Job, unit: Path, weights: Iterable[str]) -> dict[str, Tensor]:
+def basis_of(job: Job, tap: Tap) -> Basis | None:
+    """In which basis a tap's consumers are rounded; None for the model's own."""
+    found = rotation(job.plan, tap.name, tap.width)
+    return None if found is None else Basis(found, job.device)
+
+
+def _restored(q: QTensor, basis: Basis | None, device: torch.device | str) -> Tensor:
+    """What a rounded matrix is in the model's basis, float32 (out, in)."""
+    w = dequant(q, device)
+    return w if basis is None else basis.inverse(w)
+
+
+def _rounded(job: Job, layer: int, unit: Path, weights: Iterable[str]) -> dict[str, Tensor]:
     """What a finished block's matrices are to the blocks after it: the unit's, where inputs are sequential."""
     names = [name for name in weights if name in job.plan.layers and quantized(job.plan.layers[name])]
     file = SafetensorsFile(unit)
+    tap_of = {name: tap for tap in job.source.arch.taps(layer) for name in tap.consumers}
     found = {}
     for name in names if job.sequential else ():
         grid, (rows, columns) = job.plan.layers[name].scheme.weight, job.source.shape(name)
-        found[name] = dequant(load_stored(file.read_raw, name, grid, (rows, columns)), job.device)
+        q = load_stored(file.read_raw, name, grid, (rows, columns))
+        found[name] = _restored(q, basis_of(job, tap_of[name]), job.device)
     return found
 
 
@@ -152,8 +172,13 @@ def _ends(job: Job, decoder: Decoder, walk: calibrate.Walk | None, unit: Path) -
             elif job.stats is not None:
                 stats = job.stats.tap(arch.head_tap, job.device)
 
-        def rows(part: slice, name: str = name) -> Tensor:
-            return torch.from_numpy(source.read(name, part)).to(job.device)
+        basis = basis_of(job, arch.head_tap if name in arch.head_tap.consumers else arch.embed_tap)
+        if basis is not None and stats is not None:
+            stats = basis.stats(stats)
+
+        def rows(part: slice, name: str = name, basis: Basis | None = basis) -> Tensor:
+            w = torch.from_numpy(source.read(name, part)).to(job.device)
+            return w if basis is None else basis.forward(w)
 
         packed.update(_arrays(name, round_rows(job, job.plan.layers[name], rows, source.shape(name), stats, 0)))
     _write(job, unit, packed)

@@ -7,7 +7,7 @@ Calibration listens there, sequential rounding replaces weights there, and plain
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -56,6 +56,7 @@ class Decoder:
         self.device = torch.device(device)
         self._source = source
         self._kept: dict[str, Tensor] | None = {} if keep else None
+        self.watch: Callable[[str, Tensor], object] | None = None  # told of every matrix's outputs, by its name
         self._names = [tuple(arch.block_shapes(layer)) for layer in range(arch.layers)]
         self._taps = [arch.taps(layer) for layer in range(arch.layers)]
         self._activation = ACTIVATIONS[arch.activation]
@@ -65,9 +66,10 @@ class Decoder:
 
     def weights(self, layer: int) -> dict[str, Tensor]:
         """Name -> float32 tensor of one block. The dict is the caller's own, to replace entries in."""
-        return {name: self._tensor(name) for name in self._names[layer]}
+        return {name: self.tensor(name) for name in self._names[layer]}
 
-    def _tensor(self, name: str, rows: slice | None = None) -> Tensor:
+    def tensor(self, name: str, rows: slice | None = None) -> Tensor:
+        """One tensor, or some of its rows, float32."""
         if self._kept is None:
             return self._load(name, rows)
         if name not in self._kept:
@@ -93,7 +95,7 @@ class Decoder:
             ids, where = torch.unique(ids, return_inverse=True)
             x = F.embedding(where, self._embedding_rows(ids.numpy(force=True)))
         else:
-            x = F.embedding(ids, self._tensor(EMBED))
+            x = F.embedding(ids, self.tensor(EMBED))
         return x if self.arch.embed_scale == 1.0 else x * self.arch.embed_scale
 
     def _embedding_rows(self, ids: np.ndarray) -> Tensor:  # (n,) ascending -> (n, hidden)
@@ -117,25 +119,25 @@ class Decoder:
         yield attn_in.name, y
         y = self._attention(layer, weights, y, cache, start)
         yield o_in.name, y
-        y = _linear(weights, f"{at}self_attn.o_proj", y)
+        y = self._linear(weights, f"{at}self_attn.o_proj", y)
         if arch.post_norms:
             y = self._norm(y, weights[f"{at}post_attention_layernorm.weight"])
         x = x + y
 
         y = self._norm(x, weights[mlp_in.producer])
         yield mlp_in.name, y
-        gate, up = (_linear(weights, f"{at}mlp.{part}_proj", y) for part in ("gate", "up"))
+        gate, up = (self._linear(weights, f"{at}mlp.{part}_proj", y) for part in ("gate", "up"))
         y = self._activation(gate) * up
         del gate, up  # what is alive while paused counts once per batch of the calibration set
         yield down_in.name, y
-        y = _linear(weights, f"{at}mlp.down_proj", y)
+        y = self._linear(weights, f"{at}mlp.down_proj", y)
         if arch.post_norms:
             y = self._norm(y, weights[f"{at}post_feedforward_layernorm.weight"])
         return x + y
 
     def head_input(self, x: Tensor) -> Tensor:
         """The final norm: what the head multiplies."""
-        return self._norm(x, self._tensor(FINAL_NORM))
+        return self._norm(x, self.tensor(FINAL_NORM))
 
     def head(self, x: Tensor) -> Tensor:  # (…, hidden) -> (…, vocab)
         """Logits of the last block's output, a piece of the vocabulary at a time."""
@@ -143,11 +145,17 @@ class Decoder:
         x = self.head_input(x)
         pieces = [slice(row, min(row + HEAD_ROWS, vocab)) for row in range(0, vocab, HEAD_ROWS)]
         if torch.is_grad_enabled():  # autograd would copy all logits once a piece written into them
-            return torch.cat([F.linear(x, self._tensor(name, rows)) for rows in pieces], -1)
+            return torch.cat([F.linear(x, self.tensor(name, rows)) for rows in pieces], -1)
         logits = x.new_empty(*x.shape[:-1], vocab)
         for rows in pieces:
-            logits[..., rows] = F.linear(x, self._tensor(name, rows))
+            logits[..., rows] = F.linear(x, self.tensor(name, rows))
         return logits
+
+    def _linear(self, weights: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
+        y = F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+        if self.watch is not None:
+            self.watch(f"{name}.weight", y)
+        return y
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         offset = self.arch.norm_offset
@@ -158,7 +166,7 @@ class Decoder:
     ) -> Tensor:
         """Causal attention, before its output projection: (b, t, hidden) -> (b, t, heads · head_dim)."""
         arch, at = self.arch, f"{self.arch.prefix(layer)}self_attn."
-        q, k, v = (_linear(weights, f"{at}{part}_proj", x) for part in "qkv")
+        q, k, v = (self._linear(weights, f"{at}{part}_proj", x) for part in "qkv")
         q, k, v = (y.unflatten(-1, (-1, arch.head_dim)) for y in (q, k, v))  # (b, t, heads, head_dim)
         if arch.qk_norm:
             q, k = self._norm(q, weights[f"{at}q_norm.weight"]), self._norm(k, weights[f"{at}k_norm.weight"])
@@ -204,10 +212,6 @@ class Decoder:
         from paretobit.compress.sampling import generate
 
         return generate(self, prompts, max_new_tokens, temperature, seed, eos_ids)
-
-
-def _linear(weights: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
-    return F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float) -> Tensor:

@@ -19,6 +19,7 @@ class TapStats:
     absmax, absmean: (width,) largest |x| and sum of |x| of each channel
     hessian: (width, width) sum of x xᵀ, float32
     cross:   (width, width) sum of (x_full - x) xᵀ, where x_full is what the full-precision model has at this tap
+    row_weight: (out,) importance of the consumers' rows to the end loss, or None for all alike
     factors: scratch for methods that factor the Hessian, shared by all consumers of the tap
     """
 
@@ -29,6 +30,7 @@ class TapStats:
     hessian: Tensor | None = None
     cross: Tensor | None = None
     paired: int = 0
+    row_weight: Tensor | None = None
     factors: dict[object, Any] = field(default_factory=dict)
 
     @classmethod
@@ -41,14 +43,21 @@ class TapStats:
         }
         return cls(width, 0, made[ABSMAX], made[ABSMEAN], made[HESSIAN], made[CROSS])
 
-    def add(self, x: Tensor, full: Tensor | None = None) -> None:
-        """Account for activations x (…, width); `full` are the full-precision model's, for `cross`, where known."""
+    def add(self, x: Tensor, full: Tensor | None = None, weight: Tensor | None = None) -> None:
+        """Account for activations x (…, width); `full` are the full-precision model's, for `cross`, where known.
+
+        weight: (…,) how much each token counts in `hessian` and `cross`; None: all alike.
+        """
         x = x.reshape(-1, self.width)
         self.n += x.shape[0]
+        y = x if weight is None else x * weight.reshape(-1, 1).sqrt()
         if self.hessian is not None:
-            add_gram(self.hessian, x)
+            add_gram(self.hessian, y)
         if self.cross is not None and full is not None:
-            self.cross.addmm_((full.reshape(-1, self.width) - x).T, x)
+            apart = full.reshape(-1, self.width) - x
+            if weight is not None:
+                apart *= weight.reshape(-1, 1).sqrt()
+            self.cross.addmm_(apart.T, y)
             self.paired += x.shape[0]
         if self.absmax is not None:
             torch.maximum(self.absmax, x.abs().amax(0), out=self.absmax)

@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "cases.h"
+#include "rotation.h"
 
 namespace paretobit::test {
 namespace {
@@ -56,6 +57,25 @@ void simple_cases(const Kernels& k, const Report& report) {
   }
 }
 
+// Any signs do for the dense factor: what makes it a Hadamard matrix is tested in Python.
+void rotation_case(const Kernels& k, size_t width, size_t order, const Report& report) {
+  const std::string name = "rotation/" + std::to_string(width) + "/" + std::to_string(order);
+  Random random(name);
+  const auto signs = [&](size_t count) {
+    std::vector<int8_t> found(count);
+    for (int8_t& sign : found) sign = random.below(2) ? 1 : -1;
+    return found;
+  };
+  const std::vector<int8_t> own = signs(width), factor = signs(order > 1 ? order * order : 0);
+  const OwnedRotation rotation(width, order, {own.data(), own.size()}, {factor.data(), factor.size()});
+  const std::vector<float> x = numbers(width, random);
+  std::vector<float> out(width);
+  k.rotate_inputs(rotation.view(), x.data(), out.data());
+  report_values(report, name, out);
+  k.unrotate_inputs(rotation.view(), x.data(), out.data());
+  report_values(report, name + "/back", out);
+}
+
 // A cache of a few blocks, whose queries see windows that begin and end anywhere.
 void attend_case(const Kernels& k, size_t head_dim, size_t group, size_t tokens, size_t position, size_t window,
                  const Report& report) {
@@ -83,6 +103,9 @@ void attend_case(const Kernels& k, size_t head_dim, size_t group, size_t tokens,
 
 void layer_cases(const Kernels& k, const Report& report) {
   simple_cases(k, report);
+  for (const size_t width : {1, 15, 24, 48, 128, 512, 2048, 4096}) rotation_case(k, width, 1, report);
+  for (const size_t order : {4, 12, 20, 36, 172, 256}) rotation_case(k, order * 16, order, report);
+  for (const size_t block : {32, 64, 128, 256}) rotation_case(k, 12 * block, 12, report);
   attend_case(k, 64, 3, 1, 0, 1024, report);
   attend_case(k, 64, 3, 1, 130, 1024, report);
   attend_case(k, 40, 4, 7, 60, 33, report);

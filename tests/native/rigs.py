@@ -34,7 +34,7 @@ DEBIAN = {
     "qemu-x86_64": "qemu-user",
     "readelf": "binutils",
 }
-KERNELS = {"available.cpp", "dispatch.cpp", "pack.cpp"}  # of csrc/, and all of csrc/isa/
+KERNELS = {"available.cpp", "dispatch.cpp", "pack.cpp", "rotation.cpp"}  # of csrc/, and all of csrc/isa/
 SESSION = {*KERNELS, "decoder.cpp", "model.cpp", "session.cpp"}  # these need threads
 
 
