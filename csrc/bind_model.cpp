@@ -39,11 +39,13 @@ struct Weights {
 
 void add_matrix(Weights& self, const std::string& role, size_t layer, int format,
                 std::pair<size_t, size_t> shape, size_t group, int twice_zero, const Flat<uint8_t>& codes,
-                const std::optional<Flat<uint16_t>>& scale, const std::optional<Flat<uint8_t>>& zero) {
-  require(format >= 0 && format <= int(Format::kF32), "unknown format");
+                const std::optional<Flat<uint16_t>>& scale, const std::optional<Flat<uint8_t>>& zero,
+                const std::optional<Flat<uint8_t>>& table) {
+  require(format >= 0 && format < kFormats, "unknown format");
   Stored stored{Format(format), shape.first, shape.second, group, twice_zero, self.keep(codes), {}, {}};
   if (scale) stored.scale = self.keep(*scale);
   if (zero) stored.zero = self.keep(*zero);
+  if (table) stored.table = self.keep(*table);
   self.model.add_matrix(role, layer, stored);
 }
 
@@ -100,7 +102,7 @@ void define_model(nb::module_& m) {
   nb::class_<Weights>(m, "Model")
       .def(nb::init<const Config&>(), "config"_a)
       .def("add_matrix", &add_matrix, "role"_a, "layer"_a, "format"_a, "shape"_a, "group"_a, "twice_zero"_a,
-           as_is("codes"), as_is("scale").none(), as_is("zero").none())
+           as_is("codes"), as_is("scale").none(), as_is("zero").none(), as_is("table").none() = nb::none())
       .def("add_vector", &add_vector, "role"_a, "layer"_a, as_is("values"))
       .def("seal", [](Weights& self) { self.model.seal(); });
   nb::class_<Session> session(m, "Session");

@@ -133,8 +133,15 @@ void Session::prepare(std::initializer_list<const Matrix*> matrices, Source&& so
 void Session::multiply(const Product& p, const Inputs& inputs, size_t first, size_t last) const {
   kernels_.multiply(p.matrix, inputs, first, last, p.out, p.stride);
   if (!p.bias) return;
-  const size_t row = first * kTile, count = std::min(last * kTile, p.matrix.layout.rows) - row;
+  const Layout& l = p.matrix.layout;
+  const size_t row = first * l.tile, count = std::min(last * l.tile, l.rows) - row;
   for (size_t i = 0; i < inputs.count; ++i) kernels_.add(p.out + i * p.stride + row, p.bias + row, count);
+}
+
+// Rows that begin where a tile does.
+void Session::multiply_rows(const Product& p, const Inputs& inputs, size_t first, size_t last) const {
+  const size_t tile = p.matrix.layout.tile;
+  multiply(p, inputs, first / tile, (last + tile - 1) / tile);
 }
 
 // Products with inputs_, the tiles of all matrices in a row.
@@ -189,10 +196,11 @@ void Session::project_gates(size_t layer) {
   const size_t rows = gate.layout.rows, bytes = gate.layout.tile_bytes + up.layout.tile_bytes;
   const Product gates{gate, model_.vector(layer, Model::kGateBias), gates_.get(), rows};
   const Product ups{up, model_.vector(layer, Model::kUpBias), up_.get(), rows};
-  split(gate.layout.tiles, bytes * active_.size, [&](Range mine, size_t) {
-    multiply(gates, inputs_[0], mine.first, mine.last);
-    multiply(ups, inputs_[1], mine.first, mine.last);
-    const size_t first = mine.first * kTile, count = std::min(mine.last * kTile, rows) - first;
+  const size_t step = std::max(gate.layout.tile, up.layout.tile);  // rows: whole tiles of both
+  split((rows + step - 1) / step, bytes * active_.size, [&](Range mine, size_t) {
+    const size_t first = mine.first * step, last = std::min(mine.last * step, rows), count = last - first;
+    multiply_rows(gates, inputs_[0], first, last);
+    multiply_rows(ups, inputs_[1], first, last);
     for (size_t i = 0; i < active_.size; ++i)
       kernels_.gate(config_.activation, gates_.get() + i * rows + first, up_.get() + i * rows + first, count);
   });

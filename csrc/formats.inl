@@ -1,5 +1,5 @@
-// How each format's unit unpacks: planes(a, b) gives the codes of quad kQuad of both row sets, quads in order. The
-// layout is docs/FORMAT.md's. To add a bit-width, add one struct here, and its facts to matrix.h.
+// How each format's unit unpacks: planes(set) gives the codes (of a trellis: the levels) of quad kQuad of every row set,
+// quads in order. The layout is docs/FORMAT.md's. To add a bit-width, add one struct here, and its facts to matrix.h.
 
 template <Format kFormat>
 struct Unit;
@@ -10,9 +10,9 @@ struct Unit<Format::k1> {
   Bytes v;
   PARETOBIT_MEMBER explicit Unit(const uint8_t* from) : v(load_bytes(from)) {}
   template <int kQuad>
-  PARETOBIT_MEMBER void planes(Bytes& a, Bytes& b) {
-    a = field<kQuad, 1>(v);
-    b = field<4 + kQuad, 1>(v);
+  PARETOBIT_MEMBER void planes(Bytes* set) {
+    set[0] = field<kQuad, 1>(v);
+    set[1] = field<4 + kQuad, 1>(v);
   }
 };
 
@@ -22,9 +22,9 @@ struct Unit<Format::k2> {
   Bytes v, w;
   PARETOBIT_MEMBER explicit Unit(const uint8_t* from) : v(load_bytes(from)), w(load_bytes(from + 64)) {}
   template <int kQuad>
-  PARETOBIT_MEMBER void planes(Bytes& a, Bytes& b) {
-    a = field<2 * kQuad, 3>(v);
-    b = field<2 * kQuad, 3>(w);
+  PARETOBIT_MEMBER void planes(Bytes* set) {
+    set[0] = field<2 * kQuad, 3>(v);
+    set[1] = field<2 * kQuad, 3>(w);
   }
 };
 
@@ -34,9 +34,9 @@ struct Unit<Format::kTrits> {
   Trits v, w;
   PARETOBIT_MEMBER explicit Unit(const uint8_t* from) : v(from), w(from + 64) {}
   template <int kQuad>
-  PARETOBIT_MEMBER void planes(Bytes& a, Bytes& b) {
-    a = v.template digit<kQuad>();
-    b = w.template digit<kQuad>();
+  PARETOBIT_MEMBER void planes(Bytes* set) {
+    set[0] = v.template digit<kQuad>();
+    set[1] = w.template digit<kQuad>();
   }
 };
 
@@ -53,9 +53,9 @@ struct Unit<Format::k3> {
     if constexpr (kPlane < 6) return field<3 * (kPlane % 2), 7>(v[kPlane / 2]);
   }
   template <int kQuad>
-  PARETOBIT_MEMBER void planes(Bytes& a, Bytes& b) {
-    a = plane<kQuad>();
-    b = plane<4 + kQuad>();
+  PARETOBIT_MEMBER void planes(Bytes* set) {
+    set[0] = plane<kQuad>();
+    set[1] = plane<4 + kQuad>();
   }
 };
 
@@ -65,9 +65,9 @@ struct Nibbles {
   PARETOBIT_MEMBER explicit Nibbles(const uint8_t* from)
       : v{load_bytes(from), load_bytes(from + 64), load_bytes(from + 128), load_bytes(from + 192)} {}
   template <int kQuad>
-  PARETOBIT_MEMBER void planes(Bytes& a, Bytes& b) const {
-    a = field<4 * (kQuad % 2), 15>(v[kQuad / 2]);
-    b = field<4 * (kQuad % 2), 15>(v[2 + kQuad / 2]);
+  PARETOBIT_MEMBER void planes(Bytes* set) const {
+    set[0] = field<4 * (kQuad % 2), 15>(v[kQuad / 2]);
+    set[1] = field<4 * (kQuad % 2), 15>(v[2 + kQuad / 2]);
   }
 };
 
@@ -84,10 +84,10 @@ struct Unit<Format::k5> {
   Bytes high;
   PARETOBIT_MEMBER explicit Unit(const uint8_t* from) : low(from), high(load_bytes(from + 256)) {}
   template <int kQuad>
-  PARETOBIT_MEMBER void planes(Bytes& a, Bytes& b) const {
-    low.planes<kQuad>(a, b);
-    a = a | field<kQuad - 4, 16>(high);
-    b = b | field<kQuad, 16>(high);
+  PARETOBIT_MEMBER void planes(Bytes* set) const {
+    low.planes<kQuad>(set);
+    set[0] = set[0] | field<kQuad - 4, 16>(high);
+    set[1] = set[1] | field<kQuad, 16>(high);
   }
 };
 
@@ -99,10 +99,10 @@ struct Unit<Format::k6> {
   PARETOBIT_MEMBER explicit Unit(const uint8_t* from)
       : low(from), high{load_bytes(from + 256), load_bytes(from + 320)} {}
   template <int kQuad>
-  PARETOBIT_MEMBER void planes(Bytes& a, Bytes& b) const {
-    low.planes<kQuad>(a, b);
-    a = a | field<2 * kQuad - 4, 48>(high[0]);
-    b = b | field<2 * kQuad - 4, 48>(high[1]);
+  PARETOBIT_MEMBER void planes(Bytes* set) const {
+    low.planes<kQuad>(set);
+    set[0] = set[0] | field<2 * kQuad - 4, 48>(high[0]);
+    set[1] = set[1] | field<2 * kQuad - 4, 48>(high[1]);
   }
 };
 
@@ -112,17 +112,61 @@ struct Unit<Format::k8> {
   const uint8_t* from;
   PARETOBIT_MEMBER explicit Unit(const uint8_t* at) : from(at) {}
   template <int kQuad>
-  PARETOBIT_MEMBER void planes(Bytes& a, Bytes& b) const {
-    a = load_bytes(from + 64 * kQuad);
-    b = load_bytes(from + 64 * (4 + kQuad));
+  PARETOBIT_MEMBER void planes(Bytes* set) const {
+    set[0] = load_bytes(from + 64 * kQuad);
+    set[1] = load_bytes(from + 64 * (4 + kQuad));
   }
 };
 
-// `use(kQuad, a, b)` for every quad of a unit, in order, unrolled.
-template <int kQuad, class U, class Use>
+template <int kBits>
+struct RingUnit {
+  static constexpr Format kFormat = Format(int(Format::kT1) + kBits - 1);
+  static constexpr int kQuads = 4, kTop = 127;
+  const uint8_t* from;
+  const Table& table;
+  PARETOBIT_MEMBER RingUnit(const uint8_t* at, const Table& entries) : from(at), table(entries) {}
+  template <int kQuad>
+  PARETOBIT_MEMBER void planes(Bytes* set) const {
+    PARETOBIT_EACH {
+      const Levels level = levels<kFormat, kQuad>(from, p, table);
+      for (int j = 0; j < 4; ++j) set[j].part[p] = level.set[j];
+    }
+  }
+};
+
+template <>
+struct Unit<Format::kT1> : RingUnit<1> {
+  PARETOBIT_MEMBER Unit(const uint8_t* from, const Table& table) : RingUnit(from, table) {}
+};
+
+template <>
+struct Unit<Format::kT2> : RingUnit<2> {
+  PARETOBIT_MEMBER Unit(const uint8_t* from, const Table& table) : RingUnit(from, table) {}
+};
+
+template <>
+struct Unit<Format::kT3> : RingUnit<3> {
+  PARETOBIT_MEMBER Unit(const uint8_t* from, const Table& table) : RingUnit(from, table) {}
+};
+
+template <>
+struct Unit<Format::kT4> : RingUnit<4> {
+  PARETOBIT_MEMBER Unit(const uint8_t* from, const Table& table) : RingUnit(from, table) {}
+};
+
+template <Format kFormat, class TableOf>
+PARETOBIT_INLINE Unit<kFormat> make_unit(const uint8_t* from, const TableOf& table) {
+  if constexpr (is_trellis(kFormat))
+    return Unit<kFormat>(from, table);
+  else
+    return Unit<kFormat>(from);
+}
+
+// `use(kQuad, sets)` for every quad of a unit, in order, unrolled; sets: the codes of each.
+template <int kQuad, int kSets, class U, class Use>
 PARETOBIT_INLINE void each_quad(U& unit, Use&& use) {
-  Bytes a, b;
-  unit.template planes<kQuad>(a, b);
-  use(kQuad, a, b);
-  if constexpr (kQuad + 1 < U::kQuads) each_quad<kQuad + 1>(unit, use);
+  Bytes sets[kSets];
+  unit.template planes<kQuad>(sets);
+  use(kQuad, sets);
+  if constexpr (kQuad + 1 < U::kQuads) each_quad<kQuad + 1, kSets>(unit, use);
 }

@@ -63,13 +63,16 @@ void spread(const Layout& l, const float* x, float* values) {
 template <Format kFormat>
 void row_as(const Matrix& m, size_t row, float* out) {
   const Layout& l = m.layout;
-  const size_t tile = row / kTile, lane = row % 16;
-  const int set = int(row % kTile / 16);
-  Bytes planes[kMostQuads][2];
+  constexpr int kSets = tile_sets(kFormat);
+  const size_t tile = row / l.tile, lane = row % kSet;
+  const int set = int(row % l.tile / kSet);
+  const auto table = load_table<kFormat>(m);
+  Bytes planes[kMostQuads][kSets];
   each_span(l, [&](size_t column, size_t count, size_t padded, size_t width, size_t) PARETOBIT_LAMBDA {
-    const TileGroup group = load_group<kFormat>(m, tile, column / l.group);
+    const auto group = load_group<kFormat>(m, tile, column / l.group);
     const size_t unit = padded / l.unit;
-    unpack_block<kFormat>(m.codes + tile * l.tile_bytes + unit * unit_vectors(kFormat) * kVector, width / l.unit, planes);
+    unpack_block<kFormat>(m.codes + tile * l.tile_bytes + unit * unit_vectors(kFormat) * kVector, width / l.unit, table,
+                          planes);
     float scale[16];
     int32_t zero[16] = {};
     store(scale, group.scale[set]);
@@ -106,7 +109,10 @@ void row(const Matrix& m, size_t index, float* out) {
     case Format::k8: return row_as<Format::k8>(m, index, out);
     case Format::kF16: return float_row<Format::kF16>(m, index, out);
     case Format::kBF16: return float_row<Format::kBF16>(m, index, out);
-    default: return;
+    case Format::kT1: return row_as<Format::kT1>(m, index, out);
+    case Format::kT2: return row_as<Format::kT2>(m, index, out);
+    case Format::kT3: return row_as<Format::kT3>(m, index, out);
+    case Format::kT4: return row_as<Format::kT4>(m, index, out);
     case Format::kF32: return float_row<Format::kF32>(m, index, out);
   }
 }

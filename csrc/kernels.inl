@@ -1,6 +1,8 @@
 // Every algorithm once, for the ISA whose lanes and operations were included before.
+#include "sums.inl"
 #include "fields.inl"
 #include "trits.inl"
+#include "trellis.inl"
 #include "formats.inl"
 #include "multiply.inl"
 #include "inputs.inl"

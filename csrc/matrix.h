@@ -10,7 +10,6 @@ namespace paretobit {
 enum class Format : uint8_t { k1, kTrits, k2, k3, k4, k5, k6, k8, kF16, kBF16, kF32, kT1, kT2, kT3, kT4 };
 constexpr int kFormats = int(Format::kT4) + 1;
 
-constexpr size_t kTile = 32;
 constexpr size_t kSet = 16;         // rows of a vector
 constexpr size_t kMostTile = 64;    // rows of a tile at most
 constexpr size_t kVector = 64;      // bytes; a set of rows times four columns

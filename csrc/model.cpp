@@ -1,5 +1,6 @@
 #include "model.h"
 
+#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 #include <utility>
@@ -58,8 +59,13 @@ bool finite(const Span<uint16_t>& halves) {
   return all;
 }
 
+// What a kernel adds up must stay a level, at most 127.
+bool is_table(const uint8_t* table) {
+  return *std::max_element(table, table + kTable / 2) + *std::max_element(table + kTable / 2, table + kTable) <= 127;
+}
+
 Matrix checked(const Stored& s, size_t rows, size_t columns) {
-  require(s.format <= Format::kF32, "unknown format");
+  require(int(s.format) < kFormats, "unknown format");
   require(s.rows == rows && s.columns == columns,
           "shape (" + std::to_string(s.rows) + ", " + std::to_string(s.columns) + ") where (" +
               std::to_string(rows) + ", " + std::to_string(columns) + ") is needed");
@@ -67,20 +73,27 @@ Matrix checked(const Stored& s, size_t rows, size_t columns) {
     const Layout layout(s.format, rows, columns, columns);
     require_span(s.codes, rows * columns * float_bytes(s.format), "values");
     require(aligned(s.codes.data, float_bytes(s.format)), "values do not lie aligned");
-    require(!s.scale.data && !s.zero.data, "scales or zero points of a matrix of floats");
-    return {layout, s.codes.data, nullptr, nullptr, 0};
+    require(!s.scale.data && !s.zero.data && !s.table.data, "scales, zero points or a table of a matrix of floats");
+    return {layout, s.codes.data};
   }
   require(s.group == columns || (s.group >= kLeastGroup && s.group < columns),
           "groups of an impossible size");
+  if (is_trellis(s.format)) {
+    require(s.group == columns && !s.zero.data, "groups or zero points of a trellis");
+    require_span(s.table, kTable, "tables");
+    require(is_table(s.table.data), "a table with levels above 127");
+  } else {
+    require(!s.table.data, "a table without a trellis");
+  }
   const Layout layout(s.format, rows, columns, s.group);
   require_span(s.codes, layout.tiles * layout.tile_bytes, "codes");
-  require_span(s.scale, layout.tiles * layout.groups * kTile, "scales");
+  require_span(s.scale, layout.tiles * layout.groups * layout.tile, "scales");
   require(finite(s.scale), "scales that are not finite");
   if (s.zero.data)
     require_span(s.zero, layout.tiles * layout.groups * zero_bytes(s.format), "zero points");
   else
     require(s.twice_zero >= 1 && s.twice_zero <= 254, "a grid's zero point outside 0.5...127");
-  return {layout, s.codes.data, s.scale.data, s.zero.data, s.zero.data ? 0 : s.twice_zero};
+  return {layout, s.codes.data, s.scale.data, s.zero.data, s.zero.data ? 0 : s.twice_zero, s.table.data};
 }
 
 }  // namespace

@@ -34,7 +34,7 @@ struct Config {
 };
 
 // A matrix as a file stores it; docs/FORMAT.md has the sizes. Scales except in the float formats, zero points
-// only where the grid stores them; without, twice_zero is twice the grid's own.
+// only where the grid stores them; without, twice_zero is twice the grid's own. Tables only of trellises.
 struct Stored {
   Format format = Format::kF32;
   size_t rows = 0, columns = 0, group = 0;  // group = columns for one scale a row
@@ -42,6 +42,7 @@ struct Stored {
   Span<uint8_t> codes;
   Span<uint16_t> scale;
   Span<uint8_t> zero;
+  Span<uint8_t> table = {};  // of a trellis
 };
 
 class Model {

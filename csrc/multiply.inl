@@ -1,10 +1,11 @@
 // Packed rows times activations. Lanes are rows, so a row's sum runs over its columns in their order on every ISA:
 // exact int32 sums over a block, then one multiply and one add a block in float. docs/FORMAT.md has the formulas.
 
-// What turns a tile's codes of one group into numbers: scales, and zero points, of its 32 rows.
+// What turns a tile's codes of one group into numbers: scales, and zero points, of its rows.
+template <int kSets>
 struct TileGroup {
-  Lanes scale[2];
-  Ints zero[2];  // only where they are stored
+  Lanes scale[kSets];
+  Ints zero[kSets];  // only where they are stored
 };
 
 template <Format kFormat>
@@ -27,12 +28,13 @@ PARETOBIT_INLINE void load_zeros(const uint8_t* from, Ints zero[2]) {
 }
 
 template <Format kFormat>
-PARETOBIT_INLINE TileGroup load_group(const Matrix& m, size_t tile, size_t group) {
+PARETOBIT_INLINE TileGroup<tile_sets(kFormat)> load_group(const Matrix& m, size_t tile, size_t group) {
+  constexpr int kSets = tile_sets(kFormat);
   const size_t at = tile * m.layout.groups + group;
-  TileGroup r;
-  r.scale[0] = from_half(m.scale + at * kTile);
-  r.scale[1] = from_half(m.scale + at * kTile + 16);
-  if (m.zero) load_zeros<kFormat>(m.zero + at * zero_bytes(kFormat), r.zero);
+  TileGroup<kSets> r;
+  for (int s = 0; s < kSets; ++s) r.scale[s] = from_half(m.scale + at * tile_rows(kFormat) + size_t(s) * kSet);
+  if constexpr (!is_trellis(kFormat))
+    if (m.zero) load_zeros<kFormat>(m.zero + at * zero_bytes(kFormat), r.zero);
   return r;
 }
 
@@ -48,14 +50,14 @@ PARETOBIT_INLINE void add_block(Lanes& acc, Ints dots, const Lanes& scale, const
   acc = acc + to_float(dots) * (scale * all(activation));
 }
 
-PARETOBIT_INLINE void store_rows(const Lanes acc[2], size_t rows, float* out) {
-  if (rows >= kTile) {
-    store(out, acc[0]);
-    store(out + 16, acc[1]);
+// acc: kSets sets, `apart` from each other; rows: that there are from the tile's first on.
+template <int kSets>
+PARETOBIT_INLINE void store_rows(const Lanes* acc, size_t apart, size_t rows, float* out) {
+  if (rows >= kSets * kSet) {
+    for (size_t s = 0; s < kSets; ++s) store(out + s * kSet, acc[s * apart]);
   } else {
-    float all_rows[kTile];
-    store(all_rows, acc[0]);
-    store(all_rows + 16, acc[1]);
+    float all_rows[kSets * kSet];
+    for (size_t s = 0; s < kSets; ++s) store(all_rows + s * kSet, acc[s * apart]);
     std::memcpy(out, all_rows, rows * sizeof(float));
   }
 }
@@ -76,19 +78,6 @@ PARETOBIT_INLINE void each_block(const Layout& l, Visit&& visit) {
 
 // ---- one token: codes are used as they are unpacked
 
-template <Format kFormat>
-PARETOBIT_INLINE void dot_unit(const uint8_t* codes, const int8_t* activations, Sum sum[2]) {
-  constexpr int kTop = Unit<kFormat>::kTop;
-  Unit<kFormat> unit(codes);
-  each_quad<0>(unit, [&](int quad, const Bytes& a, const Bytes& b) PARETOBIT_LAMBDA {
-    const Quad four = load_quad(activations + 4 * quad);
-    add_dot<kTop>(sum[0], a, four);
-    add_dot<kTop>(sum[1], b, four);
-    spill<kTop>(sum[0], quad + 1);
-    spill<kTop>(sum[1], quad + 1);
-  });
-}
-
 // Processors fetch ahead by themselves, but only within a page and only so far: the rest is asked for here, into the
 // second cache level first, then into the first.
 constexpr size_t kFar = 4096, kNear = 1024;  // bytes
@@ -104,27 +93,91 @@ PARETOBIT_INLINE void fetch_ahead(const uint8_t* codes, size_t bytes) {
 template <Format kFormat>
 PARETOBIT_INLINE void fetch_group_ahead(const Matrix& m, size_t tile, size_t group) {
   const size_t at = tile * m.layout.groups + group + kGroupsAhead;
-  __builtin_prefetch(m.scale + at * kTile, 0, 3);
+  __builtin_prefetch(m.scale + at * tile_rows(kFormat), 0, 3);
   if (m.zero) __builtin_prefetch(m.zero + at * zero_bytes(kFormat), 0, 3);
 }
 
-// Rows of kStreams tiles, `apart` tiles from each other: as many streams that memory delivers at the same time.
-template <Format kFormat, size_t kStreams>
-PARETOBIT_INLINE void one_token_tiles(const Matrix& m, const Inputs& in, size_t tile, size_t apart, float* out) {
-  constexpr int kTop = Unit<kFormat>::kTop;
-  constexpr size_t kBytes = unit_vectors(kFormat) * kVector, kColumns = unit_columns(kFormat);
+// Products of `units` units of a block with the activations: dots of every stream's and set's rows. correction: the
+// sum of the activations.
+template <Format kFormat, size_t kStreams, int kSets>
+PARETOBIT_INLINE void dot_block(const uint8_t* const* codes, const int8_t* activations, size_t units, NoTable,
+                                int32_t correction, Ints (&dots)[kStreams][kSets]) {
+  using Codes = Unit<kFormat>;
+  constexpr int kTop = Codes::kTop;
+  constexpr size_t kBytes = unit_vectors(kFormat) * kVector;
   constexpr size_t kSums = kStreams > 1 ? 1 : 2;  // by turns: a sum that waits for itself would be slow
+  Sum sum[kStreams][kSums][kSets];
+  for (auto& stream : sum)
+    for (auto& turn : stream)
+      for (Sum& set : turn) set = no_sum();
+  const auto dot = [&](size_t u) PARETOBIT_LAMBDA {
+    for (size_t i = 0; i < kStreams; ++i) {
+      fetch_ahead(codes[i] + u * kBytes, kBytes);
+      Codes unit(codes[i] + u * kBytes);
+      Sum* own = sum[i][u % kSums];
+      each_quad<0, kSets>(unit, [&](int quad, const Bytes* set) PARETOBIT_LAMBDA {
+        const Quad four = load_quad(activations + u * unit_columns(kFormat) + 4 * quad);
+        for (int s = 0; s < kSets; ++s) add_dot<kTop>(own[s], set[s], four);
+        for (int s = 0; s < kSets; ++s) spill<kTop>(own[s], quad + 1);
+      });
+    }
+  };
+  if (units == kBlockUnits) {
+#pragma GCC unroll 4
+    for (size_t u = 0; u < kBlockUnits; ++u) dot(u);
+  } else {
+    for (size_t u = 0; u < units; ++u) dot(u);
+  }
+  for (size_t i = 0; i < kStreams; ++i) {
+    for (int s = 0; s < kSets; ++s) {
+      dots[i][s] = total<kTop>(sum[i][0][s], correction);
+      if constexpr (kSums > 1) dots[i][s] = dots[i][s] + total<kTop>(sum[i][1][s], 0);
+    }
+  }
+}
+
+// The same of a trellis, one register's lanes after the other.
+template <Format kFormat, size_t kStreams, int kSets>
+PARETOBIT_INLINE void dot_block(const uint8_t* const* codes, const int8_t* activations, size_t units,
+                                const Table& table, int32_t correction, Ints (&dots)[kStreams][kSets]) {
+  constexpr int kTop = Unit<kFormat>::kTop;
+  constexpr size_t kBytes = unit_vectors(kFormat) * kVector;
+  for (int p = 0; p < kParts; ++p) {
+    SumPart sum[kStreams][kSets];
+    for (auto& stream : sum)
+      for (SumPart& set : stream) set = no_sum_part();
+    for (size_t u = 0; u < units; ++u) {
+      for (size_t i = 0; i < kStreams; ++i) {
+        const uint8_t* unit = codes[i] + u * kBytes;
+        if (p == 0) fetch_ahead(unit, kBytes);
+        each_ring_quad<kFormat, 0>(unit, p, table, [&](int quad, const Levels& level) PARETOBIT_LAMBDA {
+          const Quad four = load_quad(activations + u * unit_columns(kFormat) + 4 * quad);
+          for (int s = 0; s < kSets; ++s) add_dot<kTop>(sum[i][s], level.set[s], four);
+        });
+      }
+    }
+    for (size_t i = 0; i < kStreams; ++i)
+      for (int s = 0; s < kSets; ++s) dots[i][s].part[p] = total<kTop>(sum[i][s], correction);
+  }
+}
+
+// Rows of kStreams tiles, `apart` tiles from each other: as many streams that memory delivers at the same time.
+template <Format kFormat, size_t kStreams, class TableOf>
+PARETOBIT_INLINE void one_token_tiles(const Matrix& m, const Inputs& in, const TableOf& table, size_t tile, size_t apart,
+                                      float* out) {
+  constexpr int kSets = tile_sets(kFormat);
+  constexpr size_t kBytes = unit_vectors(kFormat) * kVector, kColumns = unit_columns(kFormat);
   const Layout& l = m.layout;
   const uint8_t* codes[kStreams];
-  Lanes acc[kStreams][2];
+  Lanes acc[kStreams][kSets];
   for (size_t i = 0; i < kStreams; ++i) {
     codes[i] = m.codes + (tile + i * apart) * l.tile_bytes;
-    acc[i][0] = acc[i][1] = all(0.0f);
+    for (Lanes& set : acc[i]) set = all(0.0f);
   }
   const int8_t* activations = in.codes;
   size_t block = 0;
   for (size_t g = 0; g < l.groups; ++g) {
-    TileGroup group[kStreams];
+    TileGroup<kSets> group[kStreams];
     for (size_t i = 0; i < kStreams; ++i) {
       group[i] = load_group<kFormat>(m, tile + i * apart, g);
       fetch_group_ahead<kFormat>(m, tile + i * apart, g);
@@ -132,29 +185,13 @@ PARETOBIT_INLINE void one_token_tiles(const Matrix& m, const Inputs& in, size_t 
     size_t units = g + 1 < l.groups ? l.group_units : l.last_units;
     for (; units; ++block) {
       const size_t count = std::min(kBlockUnits, units);
-      Sum sum[kStreams][kSums][2];
-      for (auto& stream : sum)
-        for (auto& turn : stream) turn[0] = turn[1] = no_sum();
-      const auto dot = [&](size_t u) PARETOBIT_LAMBDA {
-        for (size_t i = 0; i < kStreams; ++i) {
-          fetch_ahead(codes[i] + u * kBytes, kBytes);
-          dot_unit<kFormat>(codes[i] + u * kBytes, activations + u * kColumns, sum[i][u % kSums]);
-        }
-      };
-      if (count == kBlockUnits) {
-#pragma GCC unroll 4
-        for (size_t u = 0; u < kBlockUnits; ++u) dot(u);
-      } else {
-        for (size_t u = 0; u < count; ++u) dot(u);
-      }
       const int32_t whole = in.sums[block];
+      Ints dots[kStreams][kSets];
+      dot_block<kFormat, kStreams, kSets>(codes, activations, count, table, whole, dots);
       for (size_t i = 0; i < kStreams; ++i) {
-        for (int s = 0; s < 2; ++s) {
-          Ints dots = total<kTop>(sum[i][0][s], whole);
-          if constexpr (kSums > 1) dots = dots + total<kTop>(sum[i][1][s], 0);
-          add_block(acc[i][s], dots, group[i].scale[s], m.zero ? &group[i].zero[s] : nullptr, m.twice_zero,
+        for (int s = 0; s < kSets; ++s)
+          add_block(acc[i][s], dots[i][s], group[i].scale[s], m.zero ? &group[i].zero[s] : nullptr, m.twice_zero,
                     in.scales[block], whole);
-        }
         codes[i] += count * kBytes;
       }
       activations += count * kColumns;
@@ -162,8 +199,8 @@ PARETOBIT_INLINE void one_token_tiles(const Matrix& m, const Inputs& in, size_t 
     }
   }
   for (size_t i = 0; i < kStreams; ++i) {
-    const size_t row = (tile + i * apart) * kTile;
-    store_rows(acc[i], l.rows - row, out + row);
+    const size_t row = (tile + i * apart) * tile_rows(kFormat);
+    store_rows<kSets>(acc[i], 1, l.rows - row, out + row);
   }
 }
 
@@ -172,9 +209,10 @@ template <Format kFormat>
 void one_token(const Matrix& m, const Inputs& in, size_t first, size_t last, float* out) {
   constexpr size_t kStreams = PARETOBIT_WIDTH == 16 ? 2 : 1;
   const size_t apart = (last - first) / kStreams;
+  const auto table = load_table<kFormat>(m);
   size_t tile = first;
-  for (; tile < first + apart; ++tile) one_token_tiles<kFormat, kStreams>(m, in, tile, apart, out);
-  for (tile = first + kStreams * apart; tile < last; ++tile) one_token_tiles<kFormat, 1>(m, in, tile, 0, out);
+  for (; tile < first + apart; ++tile) one_token_tiles<kFormat, kStreams>(m, in, table, tile, apart, out);
+  for (tile = first + kStreams * apart; tile < last; ++tile) one_token_tiles<kFormat, 1>(m, in, table, tile, 0, out);
 }
 
 // ---- several tokens: a block is unpacked once for all of them
@@ -182,22 +220,22 @@ void one_token(const Matrix& m, const Inputs& in, size_t first, size_t last, flo
 constexpr size_t kMostQuads = 5 * kBlockUnits;
 constexpr size_t kTokens = 64;  // whose running sums of a tile are kept at hand
 
-template <Format kFormat>
-PARETOBIT_INLINE void unpack_block(const uint8_t* codes, size_t units, Bytes planes[][2]) {
+template <Format kFormat, class TableOf, int kSets>
+PARETOBIT_INLINE void unpack_block(const uint8_t* codes, size_t units, const TableOf& table, Bytes planes[][kSets]) {
   for (size_t u = 0; u < units; ++u) {
-    Unit<kFormat> unit(codes + u * unit_vectors(kFormat) * kVector);
-    each_quad<0>(unit, [&](int quad, const Bytes& a, const Bytes& b) PARETOBIT_LAMBDA {
+    auto unit = make_unit<kFormat>(codes + u * unit_vectors(kFormat) * kVector, table);
+    each_quad<0, kSets>(unit, [&](int quad, const Bytes* set) PARETOBIT_LAMBDA {
       Bytes* at = planes[u * Unit<kFormat>::kQuads + size_t(quad)];
-      at[0] = a, at[1] = b;
+      for (int s = 0; s < kSets; ++s) at[s] = set[s];
     });
   }
 }
 
-// One block of kSets row sets times kCount tokens: as many running sums as there are registers for. acc: (kSets, kTokens).
-template <int kTop, int kSets, int kCount>
-PARETOBIT_INLINE void add_tokens(const Matrix& m, const TileGroup& group, const Inputs& in, size_t token, int set,
-                                 const Bytes planes[][2], size_t quads, size_t column, size_t block,
-                                 Lanes* acc) {
+// One block of kSets of kAll row sets times kCount tokens: as many running sums as there are registers for. acc: (kSets,
+// kTokens).
+template <int kTop, int kSets, int kCount, int kAll>
+PARETOBIT_INLINE void add_tokens(const Matrix& m, const TileGroup<kAll>& group, const Inputs& in, size_t token, int set,
+                                 const Bytes planes[][kAll], size_t quads, size_t column, size_t block, Lanes* acc) {
   const Layout& l = m.layout;
   Sum sum[kSets][kCount];
   for (auto& row : sum)
@@ -224,36 +262,36 @@ PARETOBIT_INLINE void add_tokens(const Matrix& m, const TileGroup& group, const 
 
 template <Format kFormat>
 void many_tokens(const Matrix& m, const Inputs& in, size_t first, size_t last, float* out, size_t stride) {
-  constexpr int kTop = Unit<kFormat>::kTop, kSets = PARETOBIT_WIDTH == 16 ? 2 : 1;
+  constexpr int kTop = Unit<kFormat>::kTop, kAll = tile_sets(kFormat), kSets = PARETOBIT_WIDTH == 16 ? 2 : 1;
   constexpr int kTogether = PARETOBIT_WIDTH == 16 ? 8 : 4;
   const Layout& l = m.layout;
-  Bytes planes[kMostQuads][2];
-  Lanes acc[2][kTokens];
+  const auto table = load_table<kFormat>(m);
+  Bytes planes[kMostQuads][kAll];
+  Lanes acc[kAll][kTokens];
   for (size_t tile = first; tile < last; ++tile) {
     for (size_t start = 0; start < in.count; start += kTokens) {
       const size_t count = std::min(kTokens, in.count - start);
       for (auto& set : acc)
         for (size_t n = 0; n < count; ++n) set[n] = all(0.0f);
       each_block(l, [&](size_t g, size_t units, size_t unit, size_t block) PARETOBIT_LAMBDA {
-        const TileGroup group = load_group<kFormat>(m, tile, g);
-        unpack_block<kFormat>(m.codes + tile * l.tile_bytes + unit * unit_vectors(kFormat) * kVector, units, planes);
+        const auto group = load_group<kFormat>(m, tile, g);
+        unpack_block<kFormat>(m.codes + tile * l.tile_bytes + unit * unit_vectors(kFormat) * kVector, units, table,
+                              planes);
         const size_t quads = units * Unit<kFormat>::kQuads, column = unit * l.unit;
-        for (int set = 0; set < 2; set += kSets) {
+        for (int set = 0; set < kAll; set += kSets) {
           size_t n = 0;
           const auto run = [&](auto together) PARETOBIT_LAMBDA {
             constexpr int kCount = decltype(together)::value;
             for (; n + kCount <= count; n += kCount)
-              add_tokens<kTop, kSets, kCount>(m, group, in, start + n, set, planes, quads, column, block,
+              add_tokens<kTop, kSets, kCount, kAll>(m, group, in, start + n, set, planes, quads, column, block,
                                               acc[set] + n);
           };
           run(std::integral_constant<int, kTogether>());
           run(std::integral_constant<int, 1>());
         }
       });
-      for (size_t n = 0; n < count; ++n) {
-        const Lanes rows[2] = {acc[0][n], acc[1][n]};
-        store_rows(rows, l.rows - tile * kTile, out + (start + n) * stride + tile * kTile);
-      }
+      for (size_t n = 0; n < count; ++n)
+        store_rows<kAll>(acc[0] + n, kTokens, l.rows - tile * l.tile, out + (start + n) * stride + tile * l.tile);
     }
   }
 }
@@ -261,7 +299,8 @@ void many_tokens(const Matrix& m, const Inputs& in, size_t first, size_t last, f
 // ---- float32 activations
 
 // One set of rows of a block as floats: code − zero, by column.
-PARETOBIT_INLINE void subtract_zero(const Bytes planes[][2], int set, size_t quads, const Lanes& zero, Lanes* w) {
+template <int kSets>
+PARETOBIT_INLINE void subtract_zero(const Bytes planes[][kSets], int set, size_t quads, const Lanes& zero, Lanes* w) {
   for (size_t q = 0; q < quads; ++q) {
     const Bytes& codes = planes[q][set];
     w[4 * q] = to_float(byte_of<0>(codes)) - zero;
@@ -274,20 +313,23 @@ PARETOBIT_INLINE void subtract_zero(const Bytes planes[][2], int set, size_t qua
 template <Format kFormat>
 void float_tokens(const Matrix& m, const Inputs& in, size_t first, size_t last, float* out, size_t stride) {
   const Layout& l = m.layout;
-  Bytes planes[kMostQuads][2];
-  Lanes w[4 * kMostQuads], acc[2][kTokens];
+  constexpr int kAll = tile_sets(kFormat);
+  const auto table = load_table<kFormat>(m);
+  Bytes planes[kMostQuads][kAll];
+  Lanes w[4 * kMostQuads], acc[kAll][kTokens];
   for (size_t tile = first; tile < last; ++tile) {
     for (size_t start = 0; start < in.count; start += kTokens) {
       const size_t count = std::min(kTokens, in.count - start);
       for (auto& set : acc)
         for (size_t n = 0; n < count; ++n) set[n] = all(0.0f);
       each_block(l, [&](size_t g, size_t units, size_t unit, size_t) PARETOBIT_LAMBDA {
-        const TileGroup group = load_group<kFormat>(m, tile, g);
-        unpack_block<kFormat>(m.codes + tile * l.tile_bytes + unit * unit_vectors(kFormat) * kVector, units, planes);
+        const auto group = load_group<kFormat>(m, tile, g);
+        unpack_block<kFormat>(m.codes + tile * l.tile_bytes + unit * unit_vectors(kFormat) * kVector, units, table,
+                              planes);
         const size_t quads = units * Unit<kFormat>::kQuads;
-        for (int set = 0; set < 2; ++set) {
+        for (int set = 0; set < kAll; ++set) {
           const Lanes zero = m.zero ? to_float(group.zero[set]) : all(0.5f * float(m.twice_zero));
-          subtract_zero(planes, set, quads, zero, w);
+          subtract_zero<kAll>(planes, set, quads, zero, w);
           for (size_t n = 0; n < count; ++n) {
             const float* x = in.values + (start + n) * l.padded + unit * l.unit;
             Lanes part[4] = {all(0.0f), all(0.0f), all(0.0f), all(0.0f)};
@@ -297,10 +339,8 @@ void float_tokens(const Matrix& m, const Inputs& in, size_t first, size_t last, 
           }
         }
       });
-      for (size_t n = 0; n < count; ++n) {
-        const Lanes rows[2] = {acc[0][n], acc[1][n]};
-        store_rows(rows, l.rows - tile * kTile, out + (start + n) * stride + tile * kTile);
-      }
+      for (size_t n = 0; n < count; ++n)
+        store_rows<kAll>(acc[0] + n, kTokens, l.rows - tile * l.tile, out + (start + n) * stride + tile * l.tile);
     }
   }
 }
@@ -389,11 +429,11 @@ PARETOBIT_INLINE void float_rows_of(const Matrix& m, const Inputs& in, size_t fi
 template <Format kFormat>
 void float_rows(const Matrix& m, const Inputs& in, size_t first, size_t last, float* out, size_t stride) {
   constexpr size_t kRows = PARETOBIT_WIDTH == 16 ? 4 : 1;  // of four tokens each
-  const size_t end = std::min(last * kTile, m.layout.rows);
+  const size_t start = first * m.layout.tile, end = std::min(last * m.layout.tile, m.layout.rows);
   if (in.count == 1)
-    float_rows_of<kFormat, 4, 1>(m, in, first * kTile, end, out, stride);
+    float_rows_of<kFormat, 4, 1>(m, in, start, end, out, stride);
   else
-    float_rows_of<kFormat, kRows, 4>(m, in, first * kTile, end, out, stride);
+    float_rows_of<kFormat, kRows, 4>(m, in, start, end, out, stride);
 }
 
 template <Format kFormat>
@@ -418,7 +458,10 @@ void multiply(const Matrix& m, const Inputs& in, size_t first, size_t last, floa
     case Format::k8: return multiply_as<Format::k8>(m, in, first, last, out, stride);
     case Format::kF16: return float_rows<Format::kF16>(m, in, first, last, out, stride);
     case Format::kBF16: return float_rows<Format::kBF16>(m, in, first, last, out, stride);
-    default: return;
+    case Format::kT1: return multiply_as<Format::kT1>(m, in, first, last, out, stride);
+    case Format::kT2: return multiply_as<Format::kT2>(m, in, first, last, out, stride);
+    case Format::kT3: return multiply_as<Format::kT3>(m, in, first, last, out, stride);
+    case Format::kT4: return multiply_as<Format::kT4>(m, in, first, last, out, stride);
     case Format::kF32: return float_rows<Format::kF32>(m, in, first, last, out, stride);
   }
 }

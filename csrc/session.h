@@ -127,6 +127,7 @@ class Session {
   void prepare(std::initializer_list<const Matrix*> matrices, Source&& source);
   void multiply(std::initializer_list<Product> products);
   void multiply(const Product& product, const Inputs& inputs, size_t first, size_t last) const;
+  void multiply_rows(const Product& product, const Inputs& inputs, size_t first, size_t last) const;
   template <class Work>
   void split(size_t count, size_t bytes, Work&& work);
 

@@ -1,4 +1,4 @@
-// Ternary bytes by table: what trits.inl computes, for ISAs that look 256 entries up quickly.
+// Tables for ISAs that look many entries up quickly: ternary bytes, as trits.inl computes them, and nibbles.
 #pragma once
 
 #include <array>
@@ -21,5 +21,14 @@ constexpr std::array<uint8_t, 256> trit_table() {
 }
 
 alignas(64) inline constexpr std::array<uint8_t, 256> kTritTable = trit_table();
+
+// Six-bit indices of four-bit ones at bit 1, then at bit 2: entry i is i >> 1 modulo 16, then i >> 2.
+constexpr std::array<uint8_t, 128> six_bits() {
+  std::array<uint8_t, 128> table{};
+  for (unsigned i = 0; i < 128; ++i) table[i] = uint8_t(i % 64 >> (1 + i / 64) & 15);
+  return table;
+}
+
+alignas(64) inline constexpr std::array<uint8_t, 128> kSixBits = six_bits();
 
 }  // namespace paretobit

@@ -233,7 +233,7 @@ def multiply_seconds(
         round(2 * grid.offset) if scale is not None else 0,
     )
     stored = (arrays[".codes" if scale is not None else ""], None if scale is None else _words(scale))
-    return _timed("multiply_seconds", *at, *stored, arrays.get(".zero"), count, threads, limit, isa())
+    return _timed("multiply_seconds", *at, *stored, arrays.get(".zero"), count, threads, limit, isa(), table_of(grid))
 
 
 def _timed(name: str, *arguments: Any) -> list[float]:

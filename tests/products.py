@@ -9,12 +9,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from paretobit import _native
+from paretobit import _native, trellis
 from paretobit.artifact import stored
 from paretobit.packing import Layout
 from paretobit.qtensor import QTensor
 
 FORMATS = {2: 0, 3: 1, 4: 2, 8: 3, 16: 4, 32: 5, 64: 6, 255: 7}
+TRELLISES = {1: 11, 2: 12, 3: 13, 4: 14}  # by bits
 FLOATS = {"fp16": 8, "bf16": 9, "fp32": 10}
 
 
@@ -35,12 +36,21 @@ def quantize(x: np.ndarray) -> tuple[np.ndarray, np.float32]:
     return np.rint(x * (np.float32(127) / largest)).astype(np.int64), largest / np.float32(127)
 
 
+def numbers(q: QTensor) -> np.ndarray:  # uint8 (out, in)
+    """What the zero point is subtracted from: codes, or a trellis's levels."""
+    return trellis.levels(q.codes, int(q.grid.bits), trellis.of_grid(q.grid)) if is_trellis(q) else q.codes
+
+
+def is_trellis(q: QTensor) -> bool:
+    return q.grid.kind == "trellis"
+
+
 def product_int8(q: QTensor, x: np.ndarray) -> np.ndarray:  # x (in,) -> (out,)
-    acc = np.zeros(len(q.codes), np.float32)
+    acc, stands = np.zeros(len(q.codes), np.float32), numbers(q)
     for group, columns in blocks(q):
         codes, scale = quantize(x[columns])
         # Twice the zero point is whole on every grid; the factor two goes into the scale, exactly.
-        doubled = 2 * q.codes[:, columns].astype(np.int64) @ codes
+        doubled = 2 * stands[:, columns].astype(np.int64) @ codes
         zero = 2 * q.zero[:, group].astype(np.int64) if q.zero is not None else round(2 * q.grid.offset)
         half = np.float32(0.5) * scale
         acc = acc + (doubled - zero * codes.sum()).astype(np.float32) * (q.scale[:, group].astype(np.float32) * half)
@@ -48,12 +58,12 @@ def product_int8(q: QTensor, x: np.ndarray) -> np.ndarray:  # x (in,) -> (out,)
 
 
 def product_float(q: QTensor, x: np.ndarray) -> np.ndarray:  # x (in,) -> (out,)
-    acc = np.zeros(len(q.codes), np.float32)
+    acc, stands = np.zeros(len(q.codes), np.float32), numbers(q)
     for group, columns in blocks(q):
         zero = q.zero[:, group].astype(np.float32) if q.zero is not None else np.float32(q.grid.offset)
         part = np.zeros((4, len(q.codes)), np.float32)
         for i, column in enumerate(range(columns.start, columns.stop)):
-            part[i % 4] += (q.codes[:, column].astype(np.float32) - zero) * x[column]
+            part[i % 4] += (stands[:, column].astype(np.float32) - zero) * x[column]
         acc = acc + ((part[0] + part[1]) + (part[2] + part[3])) * q.scale[:, group].astype(np.float32)
     return acc
 
@@ -78,18 +88,27 @@ def arguments(q: QTensor) -> tuple:
     flat = (arrays[".codes"].reshape(-1), arrays[".scale"].view(np.uint16).reshape(-1))
     twice = 0 if zero is not None else round(2 * q.grid.offset)
     group = q.grid.group or q.codes.shape[1]
-    return FORMATS[q.grid.levels], group, twice, *flat, None if zero is None else zero.reshape(-1)
+    kind = TRELLISES[int(q.grid.bits)] if is_trellis(q) else FORMATS[q.grid.levels]
+    return kind, group, twice, *flat, None if zero is None else zero.reshape(-1)
 
 
-def multiply(q: QTensor, x: np.ndarray, fp32: bool, isa: str, threads: int = 1) -> np.ndarray:  # (n, in) -> (n, out)
+def table(q: QTensor) -> np.ndarray | None:
+    return trellis.of_grid(q.grid) if is_trellis(q) else None
+
+
+def multiply(
+    q: QTensor, x: np.ndarray, fp32: bool, isa: str, threads: int = 1, entries: np.ndarray | None = None
+) -> np.ndarray:  # (n, in) -> (n, out)
+    """entries: another table than a trellis's own."""
+    entries = table(q) if entries is None else entries
     kind, group, twice, *arrays = arguments(q)
     out = np.empty((len(x), len(q.codes)), np.float32)
-    _native.multiply(kind, x.shape[1], group, twice, *arrays, np.ascontiguousarray(x), out, fp32, isa, threads)
+    _native.multiply(kind, x.shape[1], group, twice, *arrays, np.ascontiguousarray(x), out, fp32, isa, threads, entries)
     return out
 
 
 def row(q: QTensor, index: int, isa: str) -> np.ndarray:  # (in,)
     kind, group, twice, *arrays = arguments(q)
     out = np.empty(q.codes.shape[1], np.float32)
-    _native.row(kind, len(q.codes), group, twice, *arrays, index, out, isa)
+    _native.row(kind, len(q.codes), group, twice, *arrays, index, out, isa, table(q))
     return out

@@ -15,8 +15,8 @@ typedef __m256i Wide;
 PARETOBIT_INLINE Wide no_bits() { return _mm256_setzero_si256(); }
 #endif
 
-struct Sum {
-  Wide narrow[kParts], wide[kParts];
+struct SumPart {
+  Wide narrow, wide;
 };
 
 struct Quad {
@@ -29,11 +29,10 @@ PARETOBIT_INLINE Quad load_quad(const int8_t* from) {
   return Quad{PARETOBIT_X(set1_epi32)(four)};
 }
 
-PARETOBIT_INLINE Sum no_sum() {
-  Sum r;
-  PARETOBIT_EACH r.narrow[p] = r.wide[p] = no_bits();
-  return r;
-}
+PARETOBIT_INLINE SumPart no_sum_part() { return {no_bits(), no_bits()}; }
+
+template <int kTop>
+constexpr int kRoom = 32767 / (2 * 127 * kTop);  // quads that fit into 16 bits
 
 PARETOBIT_INLINE void widen(Wide& wide, Wide narrow) {
   wide = PARETOBIT_X(add_epi32)(wide, PARETOBIT_X(madd_epi16)(narrow, PARETOBIT_X(set1_epi16)(1)));
@@ -50,41 +49,43 @@ PARETOBIT_INLINE Wide signed_pairs(Wide codes, Wide four) {
 }
 
 template <int kTop>
-PARETOBIT_INLINE void add_dot(Sum& sum, const Bytes& codes, const Quad& quad) {
-  PARETOBIT_EACH {
-    const Wide c = (Wide)codes.part[p];
-    if constexpr (kTop > 63)
-      widen(sum.wide[p], signed_pairs(c, quad.repeated));
-    else
-      sum.narrow[p] = PARETOBIT_X(add_epi16)(sum.narrow[p], PARETOBIT_X(maddubs_epi16)(c, quad.repeated));
-  }
+PARETOBIT_INLINE void add_dot(SumPart& sum, Octets codes, const Quad& quad) {
+  const Wide c = (Wide)codes;
+  if constexpr (kTop > 127)
+    widen(sum.wide, signed_pairs(c, quad.repeated));
+  else if constexpr (kRoom<kTop> == 1)
+    widen(sum.wide, PARETOBIT_X(maddubs_epi16)(c, quad.repeated));
+  else
+    sum.narrow = PARETOBIT_X(add_epi16)(sum.narrow, PARETOBIT_X(maddubs_epi16)(c, quad.repeated));
 }
 
 template <int kTop>
-constexpr int kRoom = 32767 / (2 * 127 * kTop);  // quads that fit into 16 bits
-
-template <int kTop>
-PARETOBIT_INLINE void spill(Sum& sum, int quads) {
+PARETOBIT_INLINE void spill(SumPart& sum, int quads) {
   constexpr int kMostQuads = 16;  // of a block, but for three levels, which have room for 43
-  if (kTop > 63 || kRoom<kTop> >= kMostQuads || quads % (kRoom<kTop> >= 4 ? 4 : 2) != 0) return;
-  PARETOBIT_EACH {
-    widen(sum.wide[p], sum.narrow[p]);
-    sum.narrow[p] = no_bits();
-  }
+  if (kRoom<kTop> < 2 || kRoom<kTop> >= kMostQuads || quads % (kRoom<kTop> >= 4 ? 4 : 2) != 0) return;
+  widen(sum.wide, sum.narrow);
+  sum.narrow = no_bits();
 }
 
 template <int kTop>
-PARETOBIT_INLINE Ints total(Sum sum, int32_t correction) {
-  Ints r;
-  PARETOBIT_EACH {
-    if constexpr (kTop > 63) {
-      r.part[p] = (Integers)PARETOBIT_X(add_epi32)(sum.wide[p], PARETOBIT_X(set1_epi32)(128 * correction));
-    } else {
-      widen(sum.wide[p], sum.narrow[p]);
-      r.part[p] = (Integers)sum.wide[p];
-    }
-  }
-  return r;
+PARETOBIT_INLINE Integers total(SumPart sum, int32_t correction) {
+  if constexpr (kTop > 127) return (Integers)PARETOBIT_X(add_epi32)(sum.wide, PARETOBIT_X(set1_epi32)(128 * correction));
+  if constexpr (kRoom<kTop> > 1) widen(sum.wide, sum.narrow);
+  return (Integers)sum.wide;
+}
+
+PARETOBIT_INLINE Octets pick(Octets table, Octets index) {
+  return (Octets)PARETOBIT_X(shuffle_epi8)((Wide)table, (Wide)index);
+}
+
+template <int kLanes>
+PARETOBIT_INLINE Octets previous(Octets before, Octets v) {
+#if PARETOBIT_WIDTH == 16
+  return (Octets)_mm512_alignr_epi32((Wide)v, (Wide)before, 16 - kLanes);
+#else
+  const Wide between = _mm256_permute2x128_si256((Wide)before, (Wide)v, 0x21);
+  return (Octets)_mm256_alignr_epi8((Wide)v, between, 16 - 4 * kLanes);
+#endif
 }
 
 PARETOBIT_INLINE Lanes from_half(const uint16_t* from) {

@@ -12,56 +12,59 @@ PARETOBIT_INLINE Quad load_quad(const int8_t* from) {
 }
 
 #if PARETOBIT_DOT == 0
-constexpr int kSums = 2 * kParts;  // a register for every two rows: their columns in pairs
+constexpr int kSums = 2;  // a register for every two rows: their columns in pairs
 #else
-constexpr int kSums = kParts;
+constexpr int kSums = 1;
 #endif
 
-struct Sum {
+struct SumPart {
   int32x4_t lane[kSums];
 };
 
-PARETOBIT_INLINE Sum no_sum() {
-  Sum r;
+PARETOBIT_INLINE SumPart no_sum_part() {
+  SumPart r;
   for (int32x4_t& lane : r.lane) lane = vdupq_n_s32(0);
   return r;
 }
 
 template <int kTop>
-PARETOBIT_INLINE void add_dot(Sum& sum, const Bytes& codes, const Quad& quad) {
-  PARETOBIT_EACH {
-    const uint8x16_t c = (uint8x16_t)codes.part[p];
+PARETOBIT_INLINE void add_dot(SumPart& sum, Octets codes, const Quad& quad) {
+  const uint8x16_t c = (uint8x16_t)codes;
 #if PARETOBIT_DOT == 2
-    sum.lane[p] = vusdotq_s32(sum.lane[p], c, quad.repeated);
+  sum.lane[0] = vusdotq_s32(sum.lane[0], c, quad.repeated);
 #else
-    const int8x16_t s = vreinterpretq_s8_u8(kTop > 127 ? veorq_u8(c, vdupq_n_u8(128)) : c);
+  const int8x16_t s = vreinterpretq_s8_u8(kTop > 127 ? veorq_u8(c, vdupq_n_u8(128)) : c);
 #if PARETOBIT_DOT == 1
-    sum.lane[p] = vdotq_s32(sum.lane[p], s, quad.repeated);
+  sum.lane[0] = vdotq_s32(sum.lane[0], s, quad.repeated);
 #else
-    const int8x8_t four = vget_low_s8(quad.repeated);
-    sum.lane[2 * p] = vpadalq_s16(sum.lane[2 * p], vmull_s8(vget_low_s8(s), four));
-    sum.lane[2 * p + 1] = vpadalq_s16(sum.lane[2 * p + 1], vmull_s8(vget_high_s8(s), four));
+  const int8x8_t four = vget_low_s8(quad.repeated);
+  sum.lane[0] = vpadalq_s16(sum.lane[0], vmull_s8(vget_low_s8(s), four));
+  sum.lane[1] = vpadalq_s16(sum.lane[1], vmull_s8(vget_high_s8(s), four));
 #endif
 #endif
-  }
 }
 
 template <int kTop>
-PARETOBIT_INLINE void spill(Sum&, int) {}
+PARETOBIT_INLINE void spill(SumPart&, int) {}
 
 template <int kTop>
-PARETOBIT_INLINE Ints total(const Sum& sum, int32_t correction) {
-  Ints r;
-  PARETOBIT_EACH {
+PARETOBIT_INLINE Integers total(const SumPart& sum, int32_t correction) {
 #if PARETOBIT_DOT == 0
-    const int32x4_t lane = vpaddq_s32(sum.lane[2 * p], sum.lane[2 * p + 1]);
+  Integers r = (Integers)vpaddq_s32(sum.lane[0], sum.lane[1]);
 #else
-    const int32x4_t lane = sum.lane[p];
+  Integers r = (Integers)sum.lane[0];
 #endif
-    r.part[p] = (Integers)lane;
-    if (PARETOBIT_DOT < 2 && kTop > 127) r.part[p] += 128 * correction - Integers{};
-  }
+  if (PARETOBIT_DOT < 2 && kTop > 127) r += 128 * correction - Integers{};
   return r;
+}
+
+PARETOBIT_INLINE Octets pick(Octets table, Octets index) {
+  return (Octets)vqtbl1q_u8((uint8x16_t)table, (uint8x16_t)index);
+}
+
+template <int kLanes>
+PARETOBIT_INLINE Octets previous(Octets before, Octets v) {
+  return (Octets)vextq_u8((uint8x16_t)before, (uint8x16_t)v, 16 - 4 * kLanes);
 }
 
 PARETOBIT_INLINE Lanes from_half(const uint16_t* from) {

@@ -1,6 +1,6 @@
 // AVX-512 with VNNI: one instruction multiplies 64 codes with 64 activations and adds in fours, without saturation.
 
-struct Sum {
+struct SumPart {
   __m512i lane;
 };
 
@@ -14,19 +14,30 @@ PARETOBIT_INLINE Quad load_quad(const int8_t* from) {
   return Quad{_mm512_set1_epi32(four)};
 }
 
-PARETOBIT_INLINE Sum no_sum() { return Sum{_mm512_setzero_si512()}; }
+PARETOBIT_INLINE SumPart no_sum_part() { return SumPart{_mm512_setzero_si512()}; }
 
 template <int kTop>
-PARETOBIT_INLINE void add_dot(Sum& sum, const Bytes& codes, const Quad& quad) {
-  sum.lane = _mm512_dpbusd_epi32(sum.lane, (__m512i)codes.part[0], quad.repeated);
+PARETOBIT_INLINE void add_dot(SumPart& sum, Octets codes, const Quad& quad) {
+  sum.lane = _mm512_dpbusd_epi32(sum.lane, (__m512i)codes, quad.repeated);
 }
 
 template <int kTop>
-PARETOBIT_INLINE void spill(Sum&, int) {}
+PARETOBIT_INLINE void spill(SumPart&, int) {}
 
 template <int kTop>
-PARETOBIT_INLINE Ints total(const Sum& sum, int32_t) {
-  return Ints{{(Integers)sum.lane}};
+PARETOBIT_INLINE Integers total(const SumPart& sum, int32_t) {
+  return (Integers)sum.lane;
+}
+
+#if !PARETOBIT_NIBBLES
+PARETOBIT_INLINE Octets pick(Octets table, Octets index) {
+  return (Octets)_mm512_shuffle_epi8((__m512i)table, (__m512i)index);
+}
+#endif
+
+template <int kLanes>
+PARETOBIT_INLINE Octets previous(Octets before, Octets v) {
+  return (Octets)_mm512_alignr_epi32((__m512i)v, (__m512i)before, 16 - kLanes);
 }
 
 PARETOBIT_INLINE Lanes from_half(const uint16_t* from) {

@@ -7,43 +7,44 @@ struct Quad {
 
 PARETOBIT_INLINE Quad load_quad(const int8_t* from) { return Quad{wasm_v128_load32_splat(from)}; }
 
-struct Sum {
-  v128_t lane[2 * kParts];  // a register for every two rows: their columns in pairs
+struct SumPart {
+  v128_t lane[2];  // a register for every two rows: their columns in pairs
 };
 
-PARETOBIT_INLINE Sum no_sum() {
-  Sum r;
-  for (v128_t& lane : r.lane) lane = wasm_i32x4_const_splat(0);
-  return r;
-}
+PARETOBIT_INLINE SumPart no_sum_part() { return {{wasm_i32x4_const_splat(0), wasm_i32x4_const_splat(0)}}; }
 
 PARETOBIT_INLINE v128_t add_pairs(v128_t sum, v128_t products) {
   return wasm_i32x4_add(sum, wasm_i32x4_extadd_pairwise_i16x8(products));
 }
 
 template <int kTop>
-PARETOBIT_INLINE void add_dot(Sum& sum, const Bytes& codes, const Quad& quad) {
-  PARETOBIT_EACH {
-    v128_t c = (v128_t)codes.part[p];
-    if (kTop > 127) c = wasm_v128_xor(c, wasm_i8x16_const_splat(int8_t(-128)));
-    sum.lane[2 * p] = add_pairs(sum.lane[2 * p], wasm_i16x8_extmul_low_i8x16(c, quad.repeated));
-    sum.lane[2 * p + 1] = add_pairs(sum.lane[2 * p + 1], wasm_i16x8_extmul_high_i8x16(c, quad.repeated));
-  }
+PARETOBIT_INLINE void add_dot(SumPart& sum, Octets codes, const Quad& quad) {
+  v128_t c = (v128_t)codes;
+  if (kTop > 127) c = wasm_v128_xor(c, wasm_i8x16_const_splat(int8_t(-128)));
+  sum.lane[0] = add_pairs(sum.lane[0], wasm_i16x8_extmul_low_i8x16(c, quad.repeated));
+  sum.lane[1] = add_pairs(sum.lane[1], wasm_i16x8_extmul_high_i8x16(c, quad.repeated));
 }
 
 template <int kTop>
-PARETOBIT_INLINE void spill(Sum&, int) {}
+PARETOBIT_INLINE void spill(SumPart&, int) {}
 
 template <int kTop>
-PARETOBIT_INLINE Ints total(const Sum& sum, int32_t correction) {
-  Ints r;
-  PARETOBIT_EACH {
-    const v128_t a = sum.lane[2 * p], b = sum.lane[2 * p + 1];
-    const v128_t lane = wasm_i32x4_add(wasm_i32x4_shuffle(a, b, 0, 2, 4, 6), wasm_i32x4_shuffle(a, b, 1, 3, 5, 7));
-    r.part[p] = (Integers)lane;
-    if (kTop > 127) r.part[p] += 128 * correction - Integers{};
-  }
+PARETOBIT_INLINE Integers total(const SumPart& sum, int32_t correction) {
+  const v128_t a = sum.lane[0], b = sum.lane[1];
+  const v128_t lane = wasm_i32x4_add(wasm_i32x4_shuffle(a, b, 0, 2, 4, 6), wasm_i32x4_shuffle(a, b, 1, 3, 5, 7));
+  Integers r = (Integers)lane;
+  if (kTop > 127) r += 128 * correction - Integers{};
   return r;
+}
+
+PARETOBIT_INLINE Octets pick(Octets table, Octets index) {
+  return (Octets)wasm_i8x16_swizzle((v128_t)table, (v128_t)index);
+}
+
+template <int kLanes>
+PARETOBIT_INLINE Octets previous(Octets before, Octets v) {
+  if constexpr (kLanes == 1) return (Octets)wasm_i32x4_shuffle((v128_t)before, (v128_t)v, 3, 4, 5, 6);
+  return (Octets)wasm_i32x4_shuffle((v128_t)before, (v128_t)v, 2, 3, 4, 5);
 }
 
 PARETOBIT_INLINE Lanes from_half(const uint16_t* from) {
