@@ -113,6 +113,9 @@ def _parameter(p: inspect.Parameter, hint: Any) -> click.Parameter:
         return click.Argument([p.name], type=base, nargs=-1 if many else 1, required=many or p.default is p.empty)
     name = option.name or "--" + p.name.replace("_", "-")
     spelled = [name, *([option.short] if option.short else []), p.name]
+    if base is bool and p.default is None:  # what neither says is decided later
+        spelled[0] = f"{name}/--no-{name.removeprefix('--')}"
+        return click.Option(spelled, default=None, help=option.help)
     if base is bool:
         return click.Option(spelled, is_flag=True, default=p.default, help=option.help)
     many = isinstance(p.default, tuple)

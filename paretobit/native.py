@@ -153,9 +153,9 @@ def trellis_feed_back(
     count: int | None = None,
     threads: int | None = None,
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """`feed_back` on a trellis: rest float32 (out, in), left as it is; scale, weight: float32 (out,), of a row and of its
-    squared error in levels. Without `upper` the `count` columns from `start` on are rounded by themselves. Up to 128
-    columns at once.
+    """`feed_back` on a trellis: rest float32 (out, in), left as it is; scale, weight: float32 (out,), of a row and of
+    its squared error in levels. Without `upper` the `count` columns from `start` on are rounded by themselves. Up to
+    128 columns at once.
     """
     count = len(upper) if upper is not None else count or rest.shape[1] - start
     errors = None if upper is None else np.empty((rest.shape[0], count), np.float32)

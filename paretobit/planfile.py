@@ -74,22 +74,24 @@ def uniform(
     model: str,
     to: str,
     embed: str | None,
-    method: str,
-    embed_method: str,
+    methods: tuple[str, str, str],
     params: Mapping[str, Mapping],
 ) -> Plan:
     """One scheme for every block matrix; embedding and head one step wider, or `embed`. params: by method name.
 
-    embed_method rounds the embedding; a head of its own has statistics like any matrix and takes `method`.
+    methods: what rounds the blocks, the embedding, and a head of its own, which has statistics like any matrix.
     """
+    method, embed_method, head_method = methods
     scheme = parse(to)
     embedding = parse(embed) if embed else wider(scheme)
     block = Layer(scheme, method, params.get(method, {}))
     ends = {
         EMBED: Layer(embedding, embed_method, params.get(embed_method, {})),
-        HEAD: Layer(embedding, method, params.get(method, {})),
+        HEAD: Layer(embedding, head_method, params.get(head_method, {})),
     }
-    return Plan(model, {name: ends.get(name, block) for name in matrices(arch)})
+    layers = {name: ends.get(name, block) for name in matrices(arch)}
+    trellis = any(layer.scheme.weight.kind == "trellis" for layer in layers.values())  # it wants Gaussian weights
+    return Plan(model, layers, ({"method": ROTATE, "seed": 0},) if trellis else ())
 
 
 def rotation(plan: Plan, tap: str, width: int) -> Rotation | None:

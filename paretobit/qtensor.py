@@ -34,7 +34,7 @@ class QTensor:
         return QTensor(self.codes[part], self.scale[part], None if self.zero is None else self.zero[part], self.grid)
 
     def dequant(self, rows: slice = slice(None)) -> np.ndarray:  # (rows, in) float32
-        """float32 (rows, in): scale * (code - zero), each product rounded once to float32; a trellis's levels for codes.
+        """float32 (rows, in): scale * (code - zero), each product rounded once; a trellis has levels for codes.
 
         A trellis reads a row's window from its ring: `rows` must start and end where rings (64 rows) do, or at the end.
         """
@@ -44,7 +44,6 @@ class QTensor:
         if self.zero is None:
             return scale * (codes - np.float32(self.grid.offset))
         return scale * (codes - spread(self.zero[rows].astype(np.float32), self.grid, columns))
-
 
     def _numbers(self, rows: slice) -> np.ndarray:
         if self.grid.kind != "trellis":

@@ -1,12 +1,12 @@
 """The trellis grid: every weight's value is read from a window over its own code and those of the rows before it.
 
 Source: trellis-coded quantization (Marcellin and Fischer 1990) as a bit-shift trellis (Tseng et al., "QTIP", arXiv
-2406.11235, section 3), with a window of two nibbles whose values come from two tables of sixteen: what the byte shuffle of
-every vector unit looks up.
+2406.11235, section 3), with a window of two nibbles whose values come from two tables of sixteen: what the byte shuffle
+of every vector unit looks up.
 
-Rows go in rings of 64 (a tile). The ring's order takes row l of each of its four sets of 16, then row l + 1 of each: rows
-0, 16, 32, 48, 1, 17, …; after row 63 comes row 0 again, so no weight pays for a start. With `bits` bits a code, the window
-of a weight is the newest eight bits of the stream of codes up to it, its own code lowest:
+Rows go in rings of 64 (a tile). The ring's order takes row l of each of its four sets of 16, then row l + 1 of each:
+rows 0, 16, 32, 48, 1, 17, …; after row 63 comes row 0 again, so no weight pays for a start. With `bits` bits a code, the
+window of a weight is the newest eight bits of the stream of codes up to it, its own code lowest:
 
     value = scale · (low[window & 15] + high[window >> 4] - 63.5)
 
@@ -49,7 +49,9 @@ def of_grid(grid: Grid) -> np.ndarray:  # (32,) uint8
     """`table` of a trellis grid. Raises ParetobitError on another grid."""
     key = (int(grid.bits), int(grid.levels).bit_length() - 1)
     if grid.kind != "trellis" or key not in TABLES:
-        raise ParetobitError(f"the grid '{grid.kind}' of {grid.bits} bits is no trellis", hint="use w1t, w2t, w3t or w4t")
+        raise ParetobitError(
+            f"the grid '{grid.kind}' of {grid.bits} bits is no trellis", hint="use w1t, w2t, w3t or w4t"
+        )
     return table(*key)
 
 
@@ -100,9 +102,9 @@ def encode(x: np.ndarray, weight: np.ndarray, bits: int, entries: np.ndarray) ->
     weights = ring(np.broadcast_to(weight[:, None], x.shape)).transpose(0, 2, 1)
     real = ring(np.ones((rows, 1), bool))[:, :, 0]
     real = np.broadcast_to(real[:, None, :], rings.shape)
-    flat = [a.reshape(-1, RING) for a in (rings, weights, real)]
-    search = _Search(*flat, bits, values(entries))
-    open_cost = np.zeros((len(flat[0]), 1 << (WINDOW_BITS - bits)), np.float32)
+    flat = rings.reshape(-1, RING)
+    search = _Search(flat, weights.reshape(-1, RING), real.reshape(-1, RING), bits, values(entries))
+    open_cost = np.zeros((len(flat), 1 << (WINDOW_BITS - bits)), np.float32)
     turn = search.turn(search.turn(open_cost)[0])
     close = search.trace(turn[1], turn[0].argmin(axis=1))[1]
     start = np.full_like(open_cost, FORBIDDEN)

@@ -7,7 +7,7 @@ goes on with the block it was in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,18 +19,18 @@ from paretobit.arch import Tap
 from paretobit.arch.spec import EMBED, FINAL_NORM, HEAD
 from paretobit.artifact import float_arrays, load_stored, stored
 from paretobit.checkpoint.base import Checkpoint
-from paretobit.compress import calibrate, estimate, methods
-from paretobit.compress.basis import Basis
-from paretobit.compress.grid import dequant
+from paretobit.compress import calibrate, estimate, guide, methods, recover
+from paretobit.compress.basis import Basis, basis_of, restored
 from paretobit.compress.model import Decoder
-from paretobit.compress.stats import CROSS, TapStats
+from paretobit.compress.stats import CROSS, GUIDE, TapStats
 from paretobit.compress.statsfile import StatsFolder
 from paretobit.compress.world import World
-from paretobit.planfile import Layer, Plan, rotation
+from paretobit.planfile import Layer, Plan, is_embedding
 from paretobit.progress import progress, say
 from paretobit.qtensor import QTensor
 from paretobit.scheme import FLOATS
 from paretobit.tensorfile import SafetensorsFile, write_arrays
+from paretobit.trellis import RING
 from paretobit.work import Work
 
 ROWS_PER_CHUNK = 8192
@@ -42,6 +42,7 @@ class Job:
 
     windows: int64 (n, tokens), this process's share; None where no method reads data. sequential: inputs of a block
     come from the blocks already rounded; else all statistics are the full-precision model's, from `stats` if given.
+    recover: None where the plan decides.
     """
 
     source: Checkpoint
@@ -49,14 +50,23 @@ class Job:
     windows: np.ndarray | None
     sequential: bool = True
     stats: StatsFolder | None = None
+    recover: bool | None = None
     device: str = "cpu"
     world: World = field(default_factory=World)
+
+    @property
+    def recovers(self) -> bool:
+        """Whether scales and norms are trained afterwards: as asked, else where blocks are on a trellis of few bits."""
+        if self.recover is not None or self.windows is None:
+            return bool(self.recover)
+        grids = [layer.scheme.weight for name, layer in self.plan.layers.items() if not is_embedding(name)]
+        return any(grid.kind == "trellis" and grid.bits <= 3 for grid in grids)
 
     def needs(self, names: Iterable[str]) -> frozenset[str]:
         """Statistics that the plan's methods read for these tensors; cross only exists where inputs are sequential."""
         layers = [self.plan.layers[name] for name in names if name in self.plan.layers]
         found = frozenset().union(*(methods.needs(layer.method, layer.params) for layer in layers if quantized(layer)))
-        return found if self.sequential else found - {CROSS}
+        return found - (set() if self.sequential else {CROSS}) - (set() if self.stats is None else {GUIDE})
 
 
 def quantized(layer: Layer) -> bool:
@@ -78,11 +88,17 @@ def run(job: Job, work: Work) -> list[Path]:
     decoder = Decoder(job.source, device=job.device, keep=False)
     everything = job.needs(job.plan.layers)
     streams = bool(everything) and job.stats is None
+    guided = None
+    if streams and GUIDE in everything and not ends.exists():
+        assert job.windows is not None
+        path = work.path(f"guide.r{job.world.rank}.safetensors")
+        guided = guide.get(path, decoder, job.windows, job.world)
     with torch.inference_mode(), progress(f"quantizing {job.source.name}", arch.layers + 1) as advance:
         walk, first = None, job.world.least(next((i for i, unit in enumerate(units) if not unit.exists()), len(units)))
         if streams:
             assert job.windows is not None
             walk, at = calibrate.resume(work, decoder, job.windows, job.world, CROSS in everything, first)
+            walk.guide = guided
             for layer in range(at, first):
                 original = decoder.weights(layer)
                 walk.replay(layer, original | _rounded(job, layer, units[layer], original), original)
@@ -95,7 +111,11 @@ def run(job: Job, work: Work) -> list[Path]:
         if not ends.exists():
             _ends(job, decoder, walk, ends)
         advance(1)
-    return [*units, ends]
+    made = [*units, ends]
+    if job.recovers:
+        assert job.windows is not None
+        made.append(recover.run(job.source, job.plan, job.windows, made, work, recover.Recipe(), job.device))
+    return made
 
 
 def _block(job: Job, decoder: Decoder, walk: calibrate.Walk | None, layer: int, unit: Path) -> None:
@@ -103,17 +123,20 @@ def _block(job: Job, decoder: Decoder, walk: calibrate.Walk | None, layer: int, 
     arch = job.source.arch
     weights = decoder.weights(layer)
     packed: dict[str, np.ndarray] = {}
+    shapes = arch.block_shapes(layer)
 
     def visit(tap: Tap, stats: TapStats | None) -> None:
         owner = arch.taps(layer).index(tap) % job.world.size
-        basis = basis_of(job, tap)
+        basis = basis_of(job.plan, tap, job.device)
         if basis is not None and stats is not None:
             stats = basis.stats(stats)
-        for names in _alike(job.plan, tap.consumers):
+        for names in _alike(job.plan, tap.consumers, shapes):
             # Rows do not interact: consumers with one plan are one matrix, and its column loop runs once.
             stack = torch.cat([weights[name] for name in names])
             if basis is not None:
                 stack = basis.forward(stack)
+            if stats is not None and walk is not None and walk.guide is not None:
+                stats.row_weight = walk.guide.row_weight(names)
             rounded = round_rows(job, job.plan.layers[names[0]], stack.__getitem__, stack.shape, stats, owner)
             start = 0
             for name in names:
@@ -121,7 +144,7 @@ def _block(job: Job, decoder: Decoder, walk: calibrate.Walk | None, layer: int, 
                 start = part.stop
                 packed.update(_arrays(name, rounded, part))
                 if job.sequential and isinstance(rounded, QTensor):
-                    weights[name] = _restored(rounded.rows(part), basis, stack.device)
+                    weights[name] = restored(rounded.rows(part), basis, stack.device)
 
     if walk is not None:
         walk.block(layer, weights, job.needs(weights), job.world, visit)
@@ -135,18 +158,6 @@ def _block(job: Job, decoder: Decoder, walk: calibrate.Walk | None, layer: int, 
     _write(job, unit, packed)
 
 
-def basis_of(job: Job, tap: Tap) -> Basis | None:
-    """In which basis a tap's consumers are rounded; None for the model's own."""
-    found = rotation(job.plan, tap.name, tap.width)
-    return None if found is None else Basis(found, job.device)
-
-
-def _restored(q: QTensor, basis: Basis | None, device: torch.device | str) -> Tensor:
-    """What a rounded matrix is in the model's basis, float32 (out, in)."""
-    w = dequant(q, device)
-    return w if basis is None else basis.inverse(w)
-
-
 def _rounded(job: Job, layer: int, unit: Path, weights: Iterable[str]) -> dict[str, Tensor]:
     """What a finished block's matrices are to the blocks after it: the unit's, where inputs are sequential."""
     names = [name for name in weights if name in job.plan.layers and quantized(job.plan.layers[name])]
@@ -156,7 +167,7 @@ def _rounded(job: Job, layer: int, unit: Path, weights: Iterable[str]) -> dict[s
     for name in names if job.sequential else ():
         grid, (rows, columns) = job.plan.layers[name].scheme.weight, job.source.shape(name)
         q = load_stored(file.read_raw, name, grid, (rows, columns))
-        found[name] = _restored(q, basis_of(job, tap_of[name]), job.device)
+        found[name] = restored(q, basis_of(job.plan, tap_of[name], job.device), job.device)
     return found
 
 
@@ -169,10 +180,12 @@ def _ends(job: Job, decoder: Decoder, walk: calibrate.Walk | None, unit: Path) -
         if needs and name in arch.head_tap.consumers:
             if walk is not None:
                 stats = walk.head(needs, job.world)
+                stats.row_weight = None if walk.guide is None else walk.guide.row_weight([name])
             elif job.stats is not None:
                 stats = job.stats.tap(arch.head_tap, job.device)
 
-        basis = basis_of(job, arch.head_tap if name in arch.head_tap.consumers else arch.embed_tap)
+        tap = arch.head_tap if name in arch.head_tap.consumers else arch.embed_tap
+        basis = basis_of(job.plan, tap, job.device)
         if basis is not None and stats is not None:
             stats = basis.stats(stats)
 
@@ -190,12 +203,13 @@ def _write(job: Job, unit: Path, packed: dict[str, np.ndarray]) -> None:
     job.world.wait()
 
 
-def _alike(plan: Plan, names: Iterable[str]) -> list[list[str]]:
-    """The names, those with equal plans together."""
+def _alike(plan: Plan, names: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> list[list[str]]:
+    """The names, those with equal plans together; a trellis's rings hold rows of one matrix only."""
     groups: list[list[str]] = []
     for name in names:
         for group in groups:
-            if plan.layers[group[0]] == plan.layers[name]:
+            whole = plan.layers[name].scheme.weight.kind != "trellis" or shapes[group[-1]][0] % RING == 0
+            if whole and plan.layers[group[0]] == plan.layers[name]:
                 group.append(name)
                 break
         else:
@@ -231,7 +245,7 @@ def round_rows(
     zero = np.empty(groups, np.uint8) if grid.zero == "stored" else None
     q = QTensor(np.empty((shape[0], shape[1]), np.uint8), np.empty(groups, np.float16), zero, grid)
     for part in parts if job.world.rank == owner else ():
-        piece = method.run(rows(part), stats, grid, params)
+        piece = method.run(rows(part), stats and stats.of_rows(part), grid, params)
         q.codes[part], q.scale[part] = piece.codes, piece.scale
         if zero is not None:
             zero[part] = piece.zero

@@ -1,7 +1,7 @@
 """The basis in which a tap's consumers are rounded and stored: the model's own, or a rotated one (`rotation.Rotation`).
 
-A layer y = W x is the same function as y = (W Rᵀ)(R x); statistics of x turn along. In torch the rotation is two or three
-matrix products; its float32 rounding differs from `Rotation.forward` in the last bits, which here decide nothing.
+A layer y = W x is the same function as y = (W Rᵀ)(R x); statistics of x turn along. In torch the rotation is two or
+three matrix products; its float32 rounding differs from `Rotation.forward` in the last bits, which here decide nothing.
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ import math
 import torch
 from torch import Tensor
 
+from paretobit.arch import Tap
+from paretobit.compress.grid import dequant
 from paretobit.compress.stats import TapStats
+from paretobit.planfile import Plan, rotation
+from paretobit.qtensor import QTensor
 from paretobit.rotation import Rotation
 
 
 class Basis:
-    """A rotation in torch. `None` in its place is the model's own basis: see `turned`, `restored`, `turned_stats`."""
+    """A rotation in torch."""
 
     def __init__(self, rotation: Rotation, device: torch.device | str = "cpu") -> None:
         self.width, self.order, self.block = rotation.width, rotation.order, rotation.block
@@ -51,6 +55,18 @@ class Basis:
         if stats.cross is not None:
             turned.cross = self.forward(self.forward(stats.cross).T).T.contiguous()
         return turned
+
+
+def basis_of(plan: Plan, tap: Tap, device: torch.device | str) -> Basis | None:
+    """In which basis a tap's consumers are rounded; None for the model's own."""
+    found = rotation(plan, tap.name, tap.width)
+    return None if found is None else Basis(found, device)
+
+
+def restored(q: QTensor, basis: Basis | None, device: torch.device | str) -> Tensor:
+    """What a rounded matrix is in the model's basis, float32 (out, in)."""
+    w = dequant(q, device)
+    return w if basis is None else basis.inverse(w)
 
 
 def _sylvester(exponent: int, device: torch.device | str) -> Tensor:  # (2^exponent, 2^exponent), orthonormal

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from paretobit.arch import Tap
+from paretobit.compress.guide import Guide
 from paretobit.compress.model import Decoder, finish
 from paretobit.compress.stats import CROSS, TapStats
 from paretobit.compress.world import World
@@ -33,16 +34,24 @@ SAVING_SHARE = 20  # states are saved when this many times the duration of a sav
 @dataclass
 class Walk:
     """Hidden states (windows, tokens, hidden) before the next block: `hidden` of the model as rounded so far, and, for
-    methods that correct towards it, `full` of the full-precision model, for the first windows."""
+    methods that correct towards it, `full` of the full-precision model, for the first windows. guide: how tokens count.
+    """
 
     decoder: Decoder
     hidden: Tensor
     full: Tensor | None = None
+    guide: Guide | None = None
     saved_at: float = 0.0
     saving_took: float = 0.0
 
     def batches(self, states: Tensor) -> list[Tensor]:
         return list(states.split(_windows_per_batch(states)))
+
+    def _token_weights(self, tap: Tap) -> list[Tensor] | list[None]:
+        """How much the tokens of each batch count at a tap."""
+        if self.guide is None:
+            return [None] * len(self.batches(self.hidden))
+        return list(self.guide.tokens[tap.name].split(_windows_per_batch(self.hidden)))
 
     def block(self, layer: int, weights: dict[str, Tensor], needs: frozenset[str], world: World, visit: Visit) -> None:
         """Run one block over all windows; `visit(tap, stats)` may change `weights` of the tap's consumers.
@@ -57,9 +66,10 @@ class Walk:
             beside = [self.decoder.block(layer, original, x) for x in self.batches(self.full)]
         for tap in self.decoder.arch.taps(layer):
             stats = TapStats.empty(tap.width, needs, self.hidden.device)
+            weights_of = self._token_weights(tap)
             for i, run in enumerate(runs):
                 _, x = next(run)
-                stats.add(x, next(beside[i])[1] if i < len(beside) else None)
+                stats.add(x, next(beside[i])[1] if i < len(beside) else None, weights_of[i])
                 del x
             world.reduce(stats)
             visit(tap, stats.complete())
@@ -77,8 +87,8 @@ class Walk:
         """Statistics of what the head multiplies: the normed output of the last block."""
         tap = self.decoder.arch.head_tap
         stats = TapStats.empty(tap.width, needs - {CROSS}, self.hidden.device)
-        for x in self.batches(self.hidden):
-            stats.add(self.decoder.head_input(x))
+        for x, weight in zip(self.batches(self.hidden), self._token_weights(tap), strict=True):
+            stats.add(self.decoder.head_input(x), weight=weight)
         world.reduce(stats)
         return stats.complete()
 

@@ -1,17 +1,14 @@
 """What the end loss says of each token and each row: the squared gradients of the model's own log-likelihood.
 
 For a matrix with outputs z, rounding costs about ½ Σ (g·δz)² nats of KL divergence, where g is the gradient of
-log p(y) at z with y drawn from the model's own prediction (Fisher information; Kim et al., "GuidedQuant", arXiv 2505.07004,
-equation 3; Tseng et al., "YAQA", arXiv 2505.22988). Here g² of token t and row o is taken as token weight · row weight, so
-that all consumers of a tap still share one Hessian, Σ weight · x xᵀ.
-
-One forward pass, and one backwards in which every block is computed again: what is alive is a batch's hidden states
-before each block.
+log p(y) at z with y drawn from the model's own prediction (Fisher information; Kim et al., "GuidedQuant", arXiv
+2505.07004, equation 3; Tseng et al., "YAQA", arXiv 2505.22988). Here g² of token t and row o is taken as token weight ·
+row weight, so that all consumers of a tap still share one Hessian, Σ weight · x xᵀ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paretobit.arch import Tap
 from paretobit.arch.spec import EMBED, HEAD
-from paretobit.compress.model import Decoder, finish
+from paretobit.compress.backward import backward, forward, head_pieces
+from paretobit.compress.model import Decoder
 from paretobit.compress.sampling import sample
+from paretobit.compress.world import World
+from paretobit.progress import Advance, progress
 from paretobit.tensorfile import SafetensorsFile, write_arrays
 
-GUIDE = "guide"  # among the statistics that a method may need
 WINDOWS_AT_ONCE = 4
-HEAD_TOKENS = 256  # whose logits are alive together
 
 
 @dataclass
@@ -38,12 +35,23 @@ class Guide:
     tokens: Mapping[str, Tensor]
     rows: Mapping[str, Tensor]
 
-    def row_weight(self, names: list[str]) -> Tensor:
+    def row_weight(self, names: Sequence[str]) -> Tensor:
         """Of the rows of these tensors, stacked."""
         return torch.cat([self.rows[name] for name in names])
 
 
-def load(path: Path, device: str) -> Guide:
+def get(path: Path, decoder: Decoder, windows: np.ndarray, world: World) -> Guide:
+    """The guide from `path` where a killed job left it, else measured and kept there."""
+    if world.least(int(path.exists())):
+        return load(path, decoder.device)
+    with progress("what the end loss says of each token and row", len(windows)) as advance:
+        found = measure(decoder, windows, world, advance)
+    save(path, found)
+    world.wait()
+    return found
+
+
+def load(path: Path, device: torch.device) -> Guide:
     """What `save` wrote."""
     file = SafetensorsFile(path)
     found: dict[str, dict[str, Tensor]] = {"tokens": {}, "rows": {}}
@@ -59,23 +67,27 @@ def save(path: Path, guide: Guide) -> None:
     write_arrays(path, {name: value.cpu().numpy() for name, value in parts.items()})
 
 
-def measure(decoder: Decoder, windows: np.ndarray, seed: int, advance: Callable[[int], None]) -> Guide:
-    """The guide from windows (n, tokens) int64 of text. Calls advance(1) once a window."""
+def measure(decoder: Decoder, windows: np.ndarray, world: World, advance: Advance) -> Guide:
+    """The guide from windows (n, tokens) int64 of text, this process's share. Calls advance(1) for every window."""
     arch, ids = decoder.arch, torch.from_numpy(windows).to(decoder.device)
     taps = [tap for layer in range(arch.layers) for tap in arch.taps(layer)] + [arch.head_tap]
     tokens = {tap.name: torch.zeros(ids.shape, device=decoder.device) for tap in taps}
     shapes = arch.shapes()
     rows = {name: torch.zeros(shapes[name][0], device=decoder.device) for tap in taps for name in tap.consumers}
-    generator = torch.Generator(decoder.device).manual_seed(seed)
+    generator = torch.Generator(decoder.device).manual_seed(world.rank)
     for start in range(0, len(ids), WINDOWS_AT_ONCE):
         part = slice(start, start + WINDOWS_AT_ONCE)
         _batch(decoder, ids[part], {name: value[part] for name, value in tokens.items()}, rows, generator)
         advance(len(ids[part]))
-    return Guide(*({name: _normal(value) for name, value in kind.items()} for kind in (tokens, rows)))
+    for name, value in rows.items():
+        rows[name] = _normal(world.total(value), value.mean())
+    for name, value in tokens.items():
+        sums = world.total(torch.stack([value.sum(), torch.full_like(value.sum(), value.numel())]))
+        tokens[name] = _normal(value, sums[0] / sums[1])
+    return Guide(tokens, rows)
 
 
-def _normal(weight: Tensor) -> Tensor:
-    mean = weight.mean()
+def _normal(weight: Tensor, mean: Tensor) -> Tensor:
     return weight / mean if mean > 0 else torch.ones_like(weight)
 
 
@@ -84,32 +96,21 @@ def _batch(
 ) -> None:
     """Add a batch's squared gradients to `rows`, and set its `tokens`."""
     arch = decoder.arch
-    with torch.no_grad():
-        states = [decoder.embed(ids)]
-        for layer in range(arch.layers):
-            states.append(finish(decoder.block(layer, decoder.weights(layer), states[-1])))
+    states = forward(decoder, decoder.weights, decoder.embed(ids))
     gradient = _head(decoder, states.pop(), tokens[arch.head_tap.name], rows, generator)
-    for layer in reversed(range(arch.layers)):
-        tap_of = {name: tap for tap in arch.taps(layer) for name in tap.consumers}
-        x = states.pop().requires_grad_()
-        with torch.enable_grad():
-            decoder.watch = lambda name, y, tap_of=tap_of: y.register_hook(_adder(name, tap_of[name], tokens, rows))
-            try:
-                y = finish(decoder.block(layer, decoder.weights(layer), x))
-            finally:
-                decoder.watch = None
-            y.backward(gradient)
-        assert x.grad is not None
-        gradient = x.grad
+    tap_of = {name: tap.name for layer in range(arch.layers) for tap in arch.taps(layer) for name in tap.consumers}
 
+    def watch(name: str, y: Tensor) -> Tensor:
+        def add(gradient: Tensor) -> None:
+            squares = gradient.square()
+            rows[name] += squares.sum((0, 1))
+            tokens[tap_of[name]] += squares.sum(-1)
 
-def _adder(name: str, tap: Tap, tokens: dict[str, Tensor], rows: dict[str, Tensor]) -> Callable[[Tensor], None]:
-    def add(gradient: Tensor) -> None:
-        squares = gradient.square()
-        rows[name] += squares.sum((0, 1))
-        tokens[tap.name] += squares.sum(-1)
+        y.register_hook(add)
+        return y
 
-    return add
+    with decoder.watched(watch):
+        backward(decoder, decoder.weights, states, gradient)
 
 
 def _head(
@@ -122,8 +123,7 @@ def _head(
     with torch.enable_grad():
         z = decoder.head_input(x)
     flat, found = z.detach().flatten(0, 1), torch.empty_like(z).flatten(0, 1)
-    for start in range(0, len(flat), HEAD_TOKENS):
-        part = slice(start, start + HEAD_TOKENS)
+    for part in head_pieces(len(flat)):
         logits = F.linear(flat[part], weight)
         drawn = sample(logits, 1.0, generator)
         g = torch.softmax(logits, -1)

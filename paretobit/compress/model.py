@@ -7,7 +7,8 @@ Calibration listens there, sequential rounding replaces weights there, and plain
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ from paretobit.compress.rope import Rotary
 from paretobit.errors import ParetobitError
 
 Cache = tuple[Tensor, Tensor]  # keys and values of one layer, each (b, kv_heads, capacity, head_dim)
+Watch = Callable[[str, Tensor], Tensor]  # a matrix's name and its outputs; returns what goes on
 Steps = Generator[tuple[str, Tensor], None, Tensor]
 
 HEAD_ROWS = 4096  # vocabulary entries at a time: what the head holds of its weights when it streams them
@@ -56,7 +58,7 @@ class Decoder:
         self.device = torch.device(device)
         self._source = source
         self._kept: dict[str, Tensor] | None = {} if keep else None
-        self.watch: Callable[[str, Tensor], object] | None = None  # told of every matrix's outputs, by its name
+        self._watch: Watch | None = None
         self._names = [tuple(arch.block_shapes(layer)) for layer in range(arch.layers)]
         self._taps = [arch.taps(layer) for layer in range(arch.layers)]
         self._activation = ACTIVATIONS[arch.activation]
@@ -79,6 +81,15 @@ class Decoder:
     def _load(self, name: str, rows: slice | None = None) -> Tensor:
         with torch.inference_mode(False):  # what is first read for inference may be trained later
             return torch.from_numpy(self._source.read(name, rows)).to(self.device)
+
+    @contextmanager
+    def watched(self, watch: Watch) -> Iterator[None]:
+        """Show `watch` what every block matrix gives, before its bias, and go on with what it returns."""
+        self._watch = watch
+        try:
+            yield
+        finally:
+            self._watch = None
 
     # ---- embedding, block, head
 
@@ -115,16 +126,16 @@ class Decoder:
         arch, at = self.arch, self.arch.prefix(layer)
         attn_in, o_in, mlp_in, down_in = self._taps[layer]
 
-        y = self._norm(x, weights[attn_in.producer])
+        y = self.normed(x, weights[attn_in.producer])
         yield attn_in.name, y
         y = self._attention(layer, weights, y, cache, start)
         yield o_in.name, y
         y = self._linear(weights, f"{at}self_attn.o_proj", y)
         if arch.post_norms:
-            y = self._norm(y, weights[f"{at}post_attention_layernorm.weight"])
+            y = self.normed(y, weights[f"{at}post_attention_layernorm.weight"])
         x = x + y
 
-        y = self._norm(x, weights[mlp_in.producer])
+        y = self.normed(x, weights[mlp_in.producer])
         yield mlp_in.name, y
         gate, up = (self._linear(weights, f"{at}mlp.{part}_proj", y) for part in ("gate", "up"))
         y = self._activation(gate) * up
@@ -132,12 +143,12 @@ class Decoder:
         yield down_in.name, y
         y = self._linear(weights, f"{at}mlp.down_proj", y)
         if arch.post_norms:
-            y = self._norm(y, weights[f"{at}post_feedforward_layernorm.weight"])
+            y = self.normed(y, weights[f"{at}post_feedforward_layernorm.weight"])
         return x + y
 
     def head_input(self, x: Tensor) -> Tensor:
         """The final norm: what the head multiplies."""
-        return self._norm(x, self.tensor(FINAL_NORM))
+        return self.normed(x, self.tensor(FINAL_NORM))
 
     def head(self, x: Tensor) -> Tensor:  # (…, hidden) -> (…, vocab)
         """Logits of the last block's output, a piece of the vocabulary at a time."""
@@ -152,12 +163,14 @@ class Decoder:
         return logits
 
     def _linear(self, weights: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
-        y = F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
-        if self.watch is not None:
-            self.watch(f"{name}.weight", y)
-        return y
+        weight, bias = weights[f"{name}.weight"], weights.get(f"{name}.bias")
+        if self._watch is None:
+            return F.linear(x, weight, bias)
+        y = self._watch(f"{name}.weight", F.linear(x, weight))
+        return y if bias is None else y + bias
 
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+    def normed(self, x: Tensor, weight: Tensor) -> Tensor:
+        """RMSNorm of x (…, width) by a weight (width,) as stored."""
         offset = self.arch.norm_offset
         return F.rms_norm(x, weight.shape, weight + offset if offset else weight, self.arch.norm_eps)
 
@@ -169,7 +182,7 @@ class Decoder:
         q, k, v = (self._linear(weights, f"{at}{part}_proj", x) for part in "qkv")
         q, k, v = (y.unflatten(-1, (-1, arch.head_dim)) for y in (q, k, v))  # (b, t, heads, head_dim)
         if arch.qk_norm:
-            q, k = self._norm(q, weights[f"{at}q_norm.weight"]), self._norm(k, weights[f"{at}k_norm.weight"])
+            q, k = self.normed(q, weights[f"{at}q_norm.weight"]), self.normed(k, weights[f"{at}k_norm.weight"])
         q, k = (self._rotary(arch.ropes[layer], y, start) for y in (q, k))
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))  # (b, heads, t, head_dim)
         window, t = arch.windows[layer], x.shape[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 HESSIAN, CROSS, ABSMAX, ABSMEAN = "hessian", "cross", "absmax", "absmean"
+GUIDE = "guide"  # not a sum: tokens weighted in the others, and `row_weight` (compress/guide.py)
 MERGEABLE = (HESSIAN, ABSMAX, ABSMEAN)
 
 
@@ -63,6 +65,12 @@ class TapStats:
             torch.maximum(self.absmax, x.abs().amax(0), out=self.absmax)
         if self.absmean is not None:
             self.absmean += x.abs().sum(0)
+
+    def of_rows(self, part: slice) -> TapStats:
+        """The same statistics with the weights of these rows of the consumers."""
+        if self.row_weight is None:
+            return self
+        return dataclasses.replace(self, row_weight=self.row_weight[part])
 
     def complete(self) -> TapStats:
         """Mirror the upper triangle that `add` keeps into the lower; call once, when all tokens are in."""

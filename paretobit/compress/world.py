@@ -40,6 +40,14 @@ class World:
         if stats.absmax is not None:
             dist.all_reduce(stats.absmax, dist.ReduceOp.MAX)
 
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum of all processes' tensors, in place, on every process."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.all_reduce(tensor)
+        return tensor
+
     def least(self, value: int) -> int:
         """The smallest `value` of all processes."""
         if self.size == 1:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from paretobit.errors import ParetobitError
 from paretobit.progress import say
+from paretobit.scheme import FLOATS
 from paretobit.verbs.verb import Option, Verb
 
 if TYPE_CHECKING:
@@ -41,8 +42,10 @@ def quantize(
     model: str,
     *,
     out: Annotated[str, Option("Folder to write.", "-o")],
-    to: Annotated[str | None, Option("Scheme of the blocks' matrices: w3g64, w4g128, w8 …")] = None,
-    method: Annotated[str | None, Option("Rounding method (default: gptq; rtn needs no data).")] = None,
+    to: Annotated[str | None, Option("Scheme of the blocks' matrices: w2t, w3t, w3g64, w8 …")] = None,
+    method: Annotated[
+        str | None, Option("Rounding method (default: gptq, or trellis for w2t …; rtn needs no data).")
+    ] = None,
     embed: Annotated[str | None, Option("Scheme of embedding and head (default: one step wider).")] = None,
     plan: Annotated[str | None, Option("Replay a plan (JSON) instead of --to.")] = None,
     calib: Annotated[str, Option("Calibration text: FILE.txt, FILE.jsonl, or self (the model writes it).")] = "self",
@@ -54,6 +57,9 @@ def quantize(
     ] = None,
     stats: Annotated[str | None, Option("Statistics folder to use (from --shard and merge).")] = None,
     shard: Annotated[str | None, Option("i/N: write only the statistics of every N-th window from i on.")] = None,
+    recover: Annotated[
+        bool | None, Option("Train scales and norms afterwards (default: on a trellis of 3 bits and below).")
+    ] = None,
     device: Annotated[str | None, Option("cpu or cuda (default: cuda where there is one).")] = None,
     overwrite: Annotated[bool, Option("Replace what an earlier command left at -o.")] = False,
 ) -> Fit:
@@ -86,9 +92,9 @@ def quantize(
         return collect_shard(source, Path(out), shard, calib, tokens, seed, device, overwrite)
     world = join()
     sequential = inputs != FULL and stats is None
-    job = Job(source, decided, None, sequential, None, pick_device(device), world)
+    job = Job(source, decided, None, sequential, None, recover, pick_device(device), world)
     calibration = prepare_calibration(job, calib, tokens, seed, stats)
-    return run(job, Path(out), calibration, unasked(decided, to, method or "gptq", embed), overwrite)
+    return run(job, Path(out), calibration, unasked(decided, to, method, embed), overwrite)
 
 
 def parse_set(pairs: tuple[str, ...] | Mapping[str, object]) -> dict[str, dict[str, object]]:
@@ -109,6 +115,7 @@ def decide(
     """The plan that the options ask for, checked against the model and the methods."""
     from paretobit.compress import methods
     from paretobit.planfile import check_covers, read_plan, uniform
+    from paretobit.scheme import parse, wider
 
     if (to is None) == (plan is None):
         raise ParetobitError("say either --to or --plan", hint="for example --to w3g64")
@@ -125,10 +132,13 @@ def decide(
             )
         check_covers(decided, source.arch, plan)
     else:
-        method = method or "gptq"
+        scheme = parse(to)
+        ends = parse(embed) if embed else wider(scheme)
+        block, head = (method or methods.default(which.weight) for which in (scheme, ends))
         # A tied matrix has the head's statistics to round by; a lookup alone has none.
-        blind = not source.arch.tied and methods.needs(method, options.get(method, {}))
-        decided = uniform(source.arch, source.hash, to, embed, method, "rtn" if blind else method, options)
+        blind = not source.arch.tied and methods.needs(head, options.get(head, {}))
+        lookup = methods.default(ends.weight, blind=True) if blind else head
+        decided = uniform(source.arch, source.hash, to, embed, (block, lookup, head), options)
     check_feasible(decided, options)
     return decided
 
@@ -143,20 +153,27 @@ def check_feasible(plan: Plan, options: Mapping[str, object]) -> None:
             raise ParetobitError(
                 f"--set {name}: no tensor is rounded by {name}", hint=f"methods in use: {', '.join(sorted(used))}"
             )
-    if plan.transforms or plan.kv:
-        raise ParetobitError("the plan has transforms or kv, which cannot be applied yet", hint="take them out of it")
+    if plan.kv:
+        raise ParetobitError("the plan has kv, which cannot be applied yet", hint="take it out of the plan")
     for layer in plan.layers.values():
         methods.make_params(layer.method, layer.params)
-        if layer.scheme.weight.kind == "trellis" or layer.scheme.activation:
-            raise ParetobitError(f"{layer.scheme} cannot be made yet", hint="use an affine scheme such as w3g64")
+        if layer.scheme.activation:
+            raise ParetobitError(f"{layer.scheme} cannot be made yet", hint="leave the a8 out")
+        grid = layer.scheme.weight
+        if grid.kind not in (*FLOATS, *methods.load(layer.method).GRIDS):
+            raise ParetobitError(
+                f"{layer.method} cannot round onto {layer.scheme}",
+                hint=f"use {methods.default(grid)}, or leave --method out",
+            )
 
 
 def _no_file(path: str) -> Any:
     raise ParetobitError(f"{path}: no such file", hint="check the path")
 
 
-def unasked(plan: Plan, to: str | None, method: str, embed: str | None) -> list[dict[str, str]]:
+def unasked(plan: Plan, to: str | None, method: str | None, embed: str | None) -> list[dict[str, str]]:
     """What is stored otherwise than `to` and `method` say, and why. Empty for a replayed plan: it asks by name."""
+    from paretobit.compress import methods
     from paretobit.planfile import is_embedding
     from paretobit.scheme import parse
 
@@ -167,9 +184,16 @@ def unasked(plan: Plan, to: str | None, method: str, embed: str | None) -> list[
         if embed is None and layer.scheme != parse(to) and is_embedding(name):
             why = "embedding and head are one step wider by default; --embed sets them"
             found.append({"name": name, "asked": str(parse(to)), "stored": str(layer.scheme), "why": why})
-        if layer.method != method:
+        if layer.method != (method or methods.default(layer.scheme.weight)):
             why = "no statistics of a lookup to round by"
-            found.append({"name": name, "asked": method, "stored": layer.method, "why": why})
+            found.append(
+                {
+                    "name": name,
+                    "asked": method or methods.default(layer.scheme.weight),
+                    "stored": layer.method,
+                    "why": why,
+                }
+            )
     return found
 
 

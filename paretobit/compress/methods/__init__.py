@@ -1,6 +1,7 @@
 """One file a method; its name is its key.
 
-A method file holds `KIND` ("round", "transform" or "train"), a `Params` dataclass and `run`. A rounding method may add
+A method file holds `KIND` ("round", "transform" or "train"), `GRIDS` (the kinds of grid it rounds onto), a `Params`
+dataclass and `run`. A rounding method may add
 `needs(params)`, the names of the tap statistics it reads (see compress/stats.py); without it, it reads none.
 """
 
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from paretobit.errors import ParetobitError
+from paretobit.scheme import Grid
 
 
 def names(kind: str = "round") -> list[str]:
@@ -26,6 +28,13 @@ def load(name: str, kind: str = "round") -> Any:
     if name not in names(kind):
         raise ParetobitError(f"unknown method '{name}'", hint=f"choose from {', '.join(names(kind))}")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def default(grid: Grid, blind: bool = False) -> str:
+    """The method that suits a grid; blind: where there are no statistics to round by."""
+    if grid.kind == "trellis":
+        return "trellis"
+    return "rtn" if blind else "gptq"
 
 
 def needs(name: str, params: Mapping[str, object]) -> frozenset[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from paretobit.qtensor import QTensor
 from paretobit.scheme import Grid
 
 KIND = "round"
+GRIDS = ("affine",)
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,17 @@ class Params:
                 raise ParetobitError(f"gptq.{name} = {value} is out of range", hint=f"give a number from {least} up")
 
 
+class Feedback(Protocol):
+    """What error feedback must be told; see Params."""
+
+    @property
+    def damp(self) -> float: ...
+    @property
+    def act_order(self) -> bool: ...
+    @property
+    def asymmetric(self) -> float: ...
+
+
 def needs(params: Params) -> set[str]:
     return {HESSIAN, CROSS} if params.asymmetric else {HESSIAN}
 
@@ -58,7 +71,7 @@ def run(w: Tensor, stats: TapStats, grid: Grid, params: Params) -> QTensor:
     return affine.pack(codes)
 
 
-def factor(stats: TapStats, params: Params) -> tuple[Tensor, Tensor, Tensor | None]:
+def factor(stats: TapStats, params: Feedback) -> tuple[Tensor, Tensor, Tensor | None]:
     """(order, U, P): the columns in rounding order, U upper triangular with UᵀU = (H + damping)⁻¹ in that order, and
     GPTAQ's P or None. Computed once a tap, for all its consumers.
 
@@ -70,7 +83,7 @@ def factor(stats: TapStats, params: Params) -> tuple[Tensor, Tensor, Tensor | No
     return stats.factors[key]
 
 
-def _factor(stats: TapStats, params: Params) -> tuple[Tensor, Tensor, Tensor | None]:
+def _factor(stats: TapStats, params: Feedback) -> tuple[Tensor, Tensor, Tensor | None]:
     """Frees what it no longer needs: a wide tap's matrices are the most that quantization holds at any time."""
     assert stats.hessian is not None
     if not torch.isfinite(stats.hessian).all():

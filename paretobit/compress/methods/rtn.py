@@ -15,6 +15,7 @@ from paretobit.qtensor import QTensor
 from paretobit.scheme import Grid
 
 KIND = "round"
+GRIDS = ("affine",)
 
 
 @dataclass(frozen=True)

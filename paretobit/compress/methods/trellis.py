@@ -1,5 +1,5 @@
-"""Trellis rounding in GPTQ's order: each column goes onto the trellis by a Viterbi search over its rows, and the columns
-not yet rounded make up for the error.
+"""Trellis rounding in GPTQ's order: each column goes onto the trellis by a Viterbi search over its rows, and the
+columns not yet rounded make up for the error.
 
 Source: LDLQ with trellis-coded quantization, Tseng et al., "QTIP" (arXiv 2406.11235), section 3 and algorithm 1; the
 column loop and the asymmetric term are GPTQ's and GPTAQ's (see gptq.py); row weights by the end loss are GuidedQuant's
@@ -17,12 +17,13 @@ from torch import Tensor
 
 from paretobit import native, trellis
 from paretobit.compress.methods import gptq
-from paretobit.compress.stats import CROSS, HESSIAN, TapStats
+from paretobit.compress.stats import CROSS, GUIDE, HESSIAN, TapStats
 from paretobit.errors import ParetobitError
 from paretobit.qtensor import QTensor
 from paretobit.scheme import Grid
 
 KIND = "round"
+GRIDS = ("trellis",)
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,15 @@ class Params:
     """damp: added to the Hessian's diagonal, as a share of its mean; raised tenfold while the factorization fails.
     asymmetric: strength of the GPTAQ term, 0 = off; it acts where inputs come from already rounded blocks.
     gain: the first row scale, over the one that suits the row's standard deviation. refits: how often scales are fitted
-    to the codes under the Hessian and codes searched anew."""
+    to the codes under the Hessian and codes searched anew. guided: weigh tokens and rows by the gradient of the end
+    loss. act_order, block: as gptq's; rotated columns are all alike."""
 
     damp: float = 0.01
     asymmetric: float = 0.25
     gain: float = 1.0
     refits: int = 1
-
-    act_order: bool = False  # rotated columns are all alike
+    guided: bool = True
+    act_order: bool = False
     block: int = 128
 
     def __post_init__(self) -> None:
@@ -50,13 +52,19 @@ class Params:
 
 
 def needs(params: Params) -> set[str]:
-    return {HESSIAN, CROSS} if params.asymmetric else {HESSIAN}
+    return {HESSIAN} | ({CROSS} if params.asymmetric else set()) | ({GUIDE} if params.guided else set())
 
 
-def run(w: Tensor, stats: TapStats, grid: Grid, params: Params) -> QTensor:
-    """w (out, in) float32, stats.hessian (in, in) -> QTensor on a trellis `grid`; rows in whole rings but for the last."""
+def run(w: Tensor, stats: TapStats | None, grid: Grid, params: Params) -> QTensor:
+    """w (out, in) float32, stats.hessian (in, in) or no stats -> QTensor on a trellis `grid`.
+
+    Rings of 64 rows start at row 0: pieces of a matrix are whole rings, but for the last.
+    """
     if grid.kind != "trellis":
         raise ParetobitError(f"trellis rounds onto trellis grids, not '{grid.kind}'", hint="use --method gptq")
+    if stats is None:  # inputs of which nothing is known count alike
+        width = w.shape[1]
+        stats = TapStats(width, 1, hessian=torch.eye(width, device=w.device))
     order, upper, pull = gptq.factor(stats, params)
     scale = _half(w.square().mean(1).sqrt() * (params.gain / trellis.deviation(grid)))
     codes = feed_back(w, scale, stats.row_weight, grid, order, upper, pull, params.block)
@@ -80,14 +88,15 @@ def feed_back(
     """
     rest = w[:, order].cpu().contiguous()
     upper, pull = upper.cpu(), None if pull is None else pull.cpu()
-    weight = scale.square() if row_weight is None else scale.square() * row_weight.cpu()
-    weight = (weight / weight.mean().clamp(min=1e-38)).numpy()
+    share = scale.square() if row_weight is None else scale.square() * row_weight.cpu()
+    weight = (share / share.mean().clamp(min=1e-38)).numpy()
     codes = np.empty(tuple(rest.shape), np.uint8)
     for start in range(0, rest.shape[1], block):
         here = slice(start, min(start + block, rest.shape[1]))
         tail = slice(here.stop, None)
         square = upper[here, here].contiguous().numpy(), None if pull is None else pull[here, here].contiguous().numpy()
         errors, moved = native.trellis_feed_back(rest.numpy(), start, *square, scale.numpy(), weight, grid, codes)
+        assert errors is not None
         rest[:, tail].addmm_(torch.from_numpy(errors), upper[here, tail], alpha=-1)
         if pull is not None and moved is not None:
             rest[:, tail].addmm_(torch.from_numpy(moved), pull[here, tail])

@@ -1,0 +1,219 @@
+"""Recovery: after rounding, train what is continuous (a factor on every row's scales, and the norms) so that the packed
+model's predictions come closer to the original's, on text; codes stay as they are.
+
+Source: distillation (Hinton et al., arXiv 1503.02531) by the KL divergence to the original's whole prediction; training
+scales alone end to end is EfficientQAT's second phase (Chen et al., arXiv 2407.11062, section 3.3). A matrix with row
+factors m gives m ∘ (W x), so no gradient of a matrix is ever computed: a step costs forward, forward again and backward
+of the packed model, and forward of the original.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from paretobit.arch.spec import EMBED, FINAL_NORM, HEAD
+from paretobit.artifact import float_arrays, load_stored
+from paretobit.checkpoint.base import Checkpoint
+from paretobit.compress.backward import backward, forward, head_pieces
+from paretobit.compress.basis import basis_of, restored
+from paretobit.compress.model import Decoder
+from paretobit.errors import ParetobitError
+from paretobit.planfile import Plan
+from paretobit.progress import progress
+from paretobit.scheme import FLOATS
+from paretobit.tensorfile import SafetensorsFile, write_arrays
+from paretobit.work import Work
+
+SMALL = 6e8  # parameters of a model that is held in memory whole, twice
+SAVE_SECONDS = 60
+HALF_MOST = 65504.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """epochs: times that every window is seen; batch: windows a step; rate: of Adam, on factors that start at 1, with a
+    cosine to 0."""
+
+    epochs: int = 2
+    batch: int = 2
+    rate: float = 2e-3
+
+
+class Student:
+    """The packed model as rounded, with factors to be trained: 1 + `deltas[name]`, (out,) or of a norm (width,)."""
+
+    def __init__(self, source: Checkpoint, plan: Plan, units: list[Path], device: str) -> None:
+        self.source, self.plan, self.arch = source, plan, source.arch
+        files = [SafetensorsFile(unit) for unit in units]
+        self._where = {name: file for file in files for name in file.tensors}
+        self.decoder = Decoder(source, device=device, keep=False)
+        self.device = self.decoder.device
+        shapes = self.arch.shapes()
+        self._tap_of = {n: tap for i in range(self.arch.layers) for tap in self.arch.taps(i) for n in tap.consumers}
+        self._tap_of |= dict.fromkeys(self.arch.head_tap.consumers, self.arch.head_tap)
+        self.deltas = {
+            name: torch.zeros(shape[0], device=self.device, requires_grad=True)
+            for name, shape in shapes.items()
+            if (len(shape) == 2 and self.quantized(name)) or name.endswith("norm.weight")
+        }
+        self._kept: dict[str, Tensor] = {}
+        self._keep = sum(map(math.prod, shapes.values())) <= SMALL
+
+    def quantized(self, name: str) -> bool:
+        return name in self.plan.layers and self.plan.layers[name].scheme.weight.kind not in FLOATS
+
+    def rounded(self, name: str) -> Tensor:
+        """A matrix as rounded, float32 (out, in) in the model's basis; other tensors as the original's."""
+        if name in self._kept:
+            return self._kept[name]
+        if self.quantized(name):
+            shape = self.source.shape(name)
+            q = load_stored(self._raw, name, self.plan.layers[name].scheme.weight, (shape[0], shape[1]))
+            tap = self._tap_of.get(name, self.arch.embed_tap)
+            value = restored(q, basis_of(self.plan, tap, self.device), self.device)
+        else:
+            value = torch.from_numpy(self.source.read(name)).to(self.device)
+        if self._keep:
+            self._kept[name] = value
+        return value
+
+    def _raw(self, name: str) -> np.ndarray:
+        return self._where[name].read_raw(name)
+
+    def norm(self, name: str) -> Tensor:
+        """A trained norm's weight as the decoder takes it."""
+        offset = self.arch.norm_offset
+        return (self.rounded(name) + offset) * (1 + self.deltas[name]) - offset
+
+    def weights(self, layer: int) -> dict[str, Tensor]:
+        """Of a block. Row factors are not in there: `watch` applies them to what matrices give."""
+        names = self.arch.block_shapes(layer)
+        return {name: self.norm(name) if name.endswith("norm.weight") else self.rounded(name) for name in names}
+
+    def watch(self, name: str, y: Tensor) -> Tensor:
+        return y * (1 + self.deltas[name]) if name in self.deltas else y
+
+    def embed(self, ids: Tensor) -> Tensor:  # (b, t) -> (b, t, hidden)
+        factor = 1 + self.deltas[EMBED][ids] if EMBED in self.deltas else torch.ones(1, device=self.device)
+        return F.embedding(ids, self.rounded(EMBED)) * (self.arch.embed_scale * factor[..., None])
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What the trained factors change in the file: scales and norms."""
+        found = {}
+        for name, delta in self.deltas.items():
+            if not self.quantized(name):
+                words = torch.from_numpy(self.norm(name).detach().cpu().numpy()).bfloat16()
+                found[name] = float_arrays(words.float().numpy(), None)[1]
+                continue
+            tiled = self._raw(f"{name}.scale")
+            factor = np.ones(tiled.shape[0] * tiled.shape[2], np.float32)
+            factor[: len(delta)] += delta.detach().cpu().numpy()
+            scaled = tiled.astype(np.float32) * factor.reshape(tiled.shape[0], 1, tiled.shape[2])
+            found[f"{name}.scale"] = np.clip(scaled, -HALF_MOST, HALF_MOST).astype(np.float16)
+        return found
+
+
+def run(source: Checkpoint, plan: Plan, windows: np.ndarray, units: list[Path], work: Work, recipe: Recipe,
+        device: str) -> Path:  # fmt: skip
+    """Train on windows (n, tokens) int64; returns a file with the arrays that replace the units'. Resumable."""
+    out = work.path("recovered.safetensors")
+    if out.exists():
+        return out
+    student = Student(source, plan, units, device)
+    parameters = sum(map(math.prod, source.arch.shapes().values()))
+    teacher = Decoder(source, device=device, keep=parameters <= SMALL)
+    optimizer = torch.optim.Adam(student.deltas.values(), lr=recipe.rate, betas=(0.9, 0.99))
+    order = np.concatenate([np.random.default_rng(i).permutation(len(windows)) for i in range(recipe.epochs)])
+    steps = [order[i : i + recipe.batch] for i in range(0, len(order), recipe.batch)]
+    done, saved = _resume(work, student, optimizer), time.monotonic()
+    with progress(f"recovering {source.name}", len(steps)) as advance:
+        advance(done)
+        for step in range(done, len(steps)):
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.rate * (1 + math.cos(math.pi * step / len(steps))) / 2
+            optimizer.zero_grad()
+            loss = one_step(student, teacher, torch.from_numpy(windows[steps[step]]).to(student.device))
+            if not math.isfinite(loss):
+                raise ParetobitError(f"recovery diverged at step {step}", hint="leave it out with --no-recover")
+            optimizer.step()
+            if time.monotonic() - saved > SAVE_SECONDS:
+                _save(work, student, optimizer, step + 1)
+                saved = time.monotonic()
+            advance(1)
+    write_arrays(out, student.arrays())
+    return out
+
+
+def one_step(student: Student, teacher: Decoder, ids: Tensor) -> float:
+    """Add the gradients of the mean KL divergence over the tokens ids (b, t); returns it, in nats."""
+    with torch.no_grad():
+        original = teacher.head_input(teacher.hidden(ids)).flatten(0, 1)
+    with student.decoder.watched(student.watch):
+        with torch.enable_grad():
+            x = student.embed(ids)
+        states = forward(student.decoder, student.weights, x.detach())
+        last = states.pop().requires_grad_()
+        with torch.enable_grad():
+            z = student.decoder.normed(last, student.norm(FINAL_NORM))
+        loss, gradient = _head(student, teacher, original, z.detach().flatten(0, 1))
+        z.backward(gradient.view_as(z))
+        assert last.grad is not None
+        gradient = backward(student.decoder, student.weights, states, last.grad)
+    x.backward(gradient)
+    return loss
+
+
+def _head(student: Student, teacher: Decoder, original: Tensor, z: Tensor) -> tuple[float, Tensor]:
+    """(mean KL divergence, its gradient at z (n, hidden)); adds the gradient of the head's factors."""
+    name = EMBED if student.arch.tied else HEAD
+    theirs, ours = teacher.tensor(name), student.rounded(name)
+    delta = student.deltas.get(name)
+    factor = torch.ones(len(ours), device=z.device) if delta is None else (1 + delta).detach()
+    found, rows, loss = torch.empty_like(z), torch.zeros_like(factor), 0.0
+    for part in head_pieces(len(z)):
+        p = F.log_softmax(F.linear(original[part], theirs), -1)
+        raw = F.linear(z[part], ours)
+        q = F.log_softmax(raw * factor, -1)
+        loss += float((p.exp() * (p - q)).sum())
+        g = (q.exp() - p.exp()) / len(z)
+        rows += (g * raw).sum(0)
+        found[part] = (g * factor) @ ours
+    if delta is not None:
+        delta.grad = rows if delta.grad is None else delta.grad + rows
+    return loss / len(z), found
+
+
+def _save(work: Work, student: Student, optimizer: torch.optim.Adam, step: int) -> None:
+    arrays = {"step": np.array([step], np.float32)}
+    for name, delta in student.deltas.items():
+        state = optimizer.state[delta]
+        parts = {"delta": delta.detach(), "first": state["exp_avg"], "second": state["exp_avg_sq"]}
+        arrays |= {f"{kind} {name}": value.cpu().numpy() for kind, value in parts.items()}
+    write_arrays(work.path("recovery.safetensors"), arrays)
+
+
+def _resume(work: Work, student: Student, optimizer: torch.optim.Adam) -> int:
+    """Go on from what `_save` left; returns the steps that are done."""
+    path = work.path("recovery.safetensors")
+    if not path.exists():
+        return 0
+    file = SafetensorsFile(path)
+    step = int(file.read_float32("step")[0])
+    for name, delta in student.deltas.items():
+        read = {k: torch.from_numpy(file.read_float32(f"{k} {name}")) for k in ("delta", "first", "second")}
+        with torch.no_grad():
+            delta.copy_(read["delta"])
+        optimizer.state[delta] = {
+            "step": torch.tensor(float(step)),
+            "exp_avg": read["first"].to(delta.device),
+            "exp_avg_sq": read["second"].to(delta.device),
+        }
+    return step
