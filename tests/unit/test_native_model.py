@@ -112,8 +112,8 @@ def spoiled(array: np.ndarray, value: int) -> np.ndarray:
     [
         {"role": "w"}, {"role": ""}, {"role": "head"}, {"role": "attn_norm"}, {"layer": 2}, {"layer": 1 << 60},
         {"format": -1}, {"format": 11}, {"format": 15}, {"format": FP32}, {"format": 3}, {"shape": (31, 32)},
-        {"shape": (32, 33)}, {"shape": (0, 0)}, {"shape": (1 << 60, 1 << 60)}, {"group": 0}, {"group": 1}, {"group": 15}, {"group": 33},
-        {"group": 1 << 62}, {"group": 32}, {"zero": None}, {"zero": None, "twice_zero": 255},
+        {"shape": (32, 33)}, {"shape": (0, 0)}, {"shape": (1 << 60, 1 << 60)}, {"group": 0}, {"group": 1},
+        {"group": 15}, {"group": 33}, {"group": 1 << 62}, {"group": 32}, {"zero": None}, {"zero": None, "twice_zero": 255},
         {"zero": None, "twice_zero": -1}, {"zero": GOOD["zero"][:, :1].copy()}, {"scale": None},
         {"scale": GOOD["scale"][:, :1].copy()}, {"scale": spoiled(GOOD["scale"], 0x7C00)},
         {"scale": spoiled(GOOD["scale"], 0xFE01)}, {"codes": GOOD["codes"][:, 1:].copy()},
@@ -148,7 +148,8 @@ RING = two_bit_ring(*SHAPES["q"])
     [
         {"format": 11}, {"format": 13}, {"format": 15}, {"group": 16}, {"twice_zero": 255}, {"table": None},
         {"table": np.zeros(31, np.uint8)}, {"table": np.full(32, 64, np.uint8)},
-        {"table": RING["table"].astype(np.int8)}, {"zero": GOOD["zero"]}, {"codes": RING["codes"][:, 1:].copy()}, {"scale": RING["scale"][..., :32].copy()},
+        {"table": RING["table"].astype(np.int8)}, {"zero": GOOD["zero"]}, {"codes": RING["codes"][:, 1:].copy()},
+        {"scale": RING["scale"][..., :32].copy()},
         {"scale": spoiled(RING["scale"], 0x7C00)}, {"shape": (31, 32)},
     ],
     ids=lambda change: str({k: v if np.size(v) < 3 else np.shape(v) for k, v in change.items()}),
