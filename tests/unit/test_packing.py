@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paretobit import native, packing
+from paretobit import native, packing, trellis
 from paretobit.errors import ParetobitError
 from paretobit.packing import LEVELS, Layout
 from paretobit.scheme import Grid, parse
@@ -56,6 +56,12 @@ def test_the_example_of_the_documentation(module):
     ternary = np.zeros((1, 20), np.uint8)
     ternary[0, ::4] = 2, 1, 0, 1, 2
     assert module.pack(ternary, grid_of(3)).tobytes() == b"\xcc" + bytes(127)
+    column = np.zeros((64, 1), np.uint8)
+    column[[0, 16, 32, 48, 1], 0] = 1, 2, 3, 0, 1
+    ring = parse("w2t").weight
+    assert module.pack(column, ring).tobytes() == bytes.fromhex("6c00000040") + bytes(251)
+    levels = trellis.levels(column, 2, np.arange(32, dtype=np.uint8))
+    assert levels[1, 0] == 0x1 + 16 + 0xB
 
 
 def test_zero_points_and_scales_are_the_golden_ones():
