@@ -53,6 +53,12 @@ void add_vector(Weights& self, const std::string& role, size_t layer, const Arra
   self.model.add_vector(role, layer, {values.data(), values.size()});
 }
 
+void add_rotation(Weights& self, const std::string& tap, size_t layer, size_t order, const Array<const int8_t, 1>& signs,
+                  const binding::Matrix<const int8_t>& hadamard) {
+  const Span<int8_t> every{signs.data(), signs.size()}, dense{hadamard.data(), hadamard.size()};
+  self.model.add_rotation(tap, layer, OwnedRotation(signs.size(), order, every, dense));
+}
+
 using Feeds = std::vector<std::tuple<size_t, Array<const int32_t, 1>, size_t>>;
 
 void step(Session& self, const Feeds& steps, binding::Matrix<float> logits) {
@@ -103,6 +109,7 @@ void define_model(nb::module_& m) {
       .def(nb::init<const Config&>(), "config"_a)
       .def("add_matrix", &add_matrix, "role"_a, "layer"_a, "format"_a, "shape"_a, "group"_a, "twice_zero"_a,
            as_is("codes"), as_is("scale").none(), as_is("zero").none(), as_is("table").none() = nb::none())
+      .def("add_rotation", &add_rotation, "tap"_a, "layer"_a, "order"_a, as_is("signs"), as_is("hadamard"))
       .def("add_vector", &add_vector, "role"_a, "layer"_a, as_is("values"))
       .def("seal", [](Weights& self) { self.model.seal(); });
   nb::class_<Session> session(m, "Session");

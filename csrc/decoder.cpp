@@ -72,9 +72,15 @@ void Session::compute_angles() {
 // ---- activations
 
 // The token's embedding, normed for the first layer.
-const float* Session::enter(size_t i, const float* norm, float* normed) {
+const float* Session::enter(size_t i, const float* norm, Scratch& scratch) {
   float* x = x_.get() + i * config_.hidden;
-  kernels_.row(model_.embedding(), size_t(tokens_[i].id), x);
+  float* normed = scratch.normed.get();
+  if (const OwnedRotation* rotation = model_.embedding_rotation()) {
+    kernels_.row(model_.embedding(), size_t(tokens_[i].id), scratch.rotated.get());
+    kernels_.unrotate_inputs(rotation->view(), scratch.rotated.get(), x);
+  } else {
+    kernels_.row(model_.embedding(), size_t(tokens_[i].id), x);
+  }
   if (config_.embed_scale != 1.0f) kernels_.scale(x, config_.embed_scale, config_.hidden);
   kernels_.rms_norm(x, norm, config_.hidden, config_.norm_eps, normed);
   return normed;
@@ -94,9 +100,10 @@ const float* Session::advance(size_t i, const float* post_norm, const float* nor
   return normed;
 }
 
-// Makes inputs_, one a matrix, of what source(i, normed) gives for active token i; each column order only once.
+// Makes inputs_, one a matrix, of what source(i, scratch) gives for active token i, rotated where the matrices are; each
+// column order only once.
 template <class Source>
-void Session::prepare(std::initializer_list<const Matrix*> matrices, Source&& source) {
+void Session::prepare(std::initializer_list<const Matrix*> matrices, const OwnedRotation* rotation, Source&& source) {
   const Layout* layouts[3];
   size_t sets = 0, matrix = 0;
   for (const Matrix* m : matrices) {
@@ -114,7 +121,11 @@ void Session::prepare(std::initializer_list<const Matrix*> matrices, Source&& so
   }
   split(active_.size, layouts[0]->padded * 16, [&](Range mine, size_t thread) {
     for (size_t i = mine.first; i < mine.last; ++i) {
-      const float* y = source(i, scratch_[thread].normed.get());
+      const float* y = source(i, scratch_[thread]);
+      if (rotation) {
+        kernels_.rotate_inputs(rotation->view(), y, scratch_[thread].rotated.get());
+        y = scratch_[thread].rotated.get();
+      }
       for (size_t s = 0; s < sets; ++s) {
         const Layout& l = *layouts[s];
         const Set& set = sets_[s];
@@ -170,8 +181,8 @@ void Session::project_heads(size_t layer) {
   const Matrix& v = model_.matrix(layer, Model::kV);
   const float* norm = model_.vector(layer, Model::kAttnNorm);
   const float* post_norm = layer ? model_.vector(layer - 1, Model::kPostMlpNorm) : nullptr;
-  prepare({&q, &k, &v}, [&](size_t i, float* normed) {
-    return layer ? advance(i, post_norm, norm, normed) : enter(i, norm, normed);
+  prepare({&q, &k, &v}, model_.rotation(layer, Model::kAttnIn), [&](size_t i, Scratch& scratch) {
+    return layer ? advance(i, post_norm, norm, scratch.normed.get()) : enter(i, norm, scratch);
   });
   const size_t q_rows = q.layout.rows, kv_rows = k.layout.rows, stride = q_rows + 2 * kv_rows;
   float* out = qkv_.get();
@@ -182,7 +193,8 @@ void Session::project_heads(size_t layer) {
 
 void Session::project_attended(size_t layer) {
   const Matrix& o = model_.matrix(layer, Model::kO);
-  prepare({&o}, [&](size_t i, float*) { return attended_.get() + i * o.layout.columns; });
+  prepare({&o}, model_.rotation(layer, Model::kOIn),
+          [&](size_t i, Scratch&) { return attended_.get() + i * o.layout.columns; });
   multiply({{o, model_.vector(layer, Model::kOBias), out_.get(), o.layout.rows}});
 }
 
@@ -192,7 +204,8 @@ void Session::project_gates(size_t layer) {
   const Matrix& up = model_.matrix(layer, Model::kUp);
   const float* post_norm = model_.vector(layer, Model::kPostAttnNorm);
   const float* norm = model_.vector(layer, Model::kMlpNorm);
-  prepare({&gate, &up}, [&](size_t i, float* normed) { return advance(i, post_norm, norm, normed); });
+  prepare({&gate, &up}, model_.rotation(layer, Model::kMlpIn),
+          [&](size_t i, Scratch& scratch) { return advance(i, post_norm, norm, scratch.normed.get()); });
   const size_t rows = gate.layout.rows, bytes = gate.layout.tile_bytes + up.layout.tile_bytes;
   const Product gates{gate, model_.vector(layer, Model::kGateBias), gates_.get(), rows};
   const Product ups{up, model_.vector(layer, Model::kUpBias), up_.get(), rows};
@@ -208,14 +221,17 @@ void Session::project_gates(size_t layer) {
 
 void Session::project_down(size_t layer) {
   const Matrix& down = model_.matrix(layer, Model::kDown);
-  prepare({&down}, [&](size_t i, float*) { return gates_.get() + i * down.layout.columns; });
+  prepare({&down}, model_.rotation(layer, Model::kDownIn),
+          [&](size_t i, Scratch&) { return gates_.get() + i * down.layout.columns; });
   multiply({{down, model_.vector(layer, Model::kDownBias), out_.get(), down.layout.rows}});
 }
 
 void Session::project_logits(float* logits) {
   const Matrix& head = model_.head();
   const float* post_norm = model_.vector(config_.layers() - 1, Model::kPostMlpNorm);
-  prepare({&head}, [&](size_t i, float* normed) { return advance(i, post_norm, model_.final_norm(), normed); });
+  prepare({&head}, model_.head_rotation(), [&](size_t i, Scratch& scratch) {
+    return advance(i, post_norm, model_.final_norm(), scratch.normed.get());
+  });
   multiply({{head, nullptr, logits, config_.vocab}});
 }
 

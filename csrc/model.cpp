@@ -19,6 +19,7 @@ constexpr double kMostRadians = 1e6;
 constexpr size_t kLeastGroup = 16;
 
 constexpr const char* kMatrixNames[] = {"q", "k", "v", "o", "gate", "up", "down"};
+constexpr const char* kTapNames[] = {"attn_in", "o_in", "mlp_in", "down_in"};
 constexpr const char* kVectorNames[] = {"attn_norm", "mlp_norm", "post_attn_norm", "post_mlp_norm", "q_norm",
                                         "k_norm",    "q_bias",   "k_bias",         "v_bias",        "o_bias",
                                         "gate_bias", "up_bias",  "down_bias"};
@@ -174,6 +175,20 @@ void Model::add_vector(const std::string& role, size_t layer, Span<float> values
   at.assign(values.data, values.data + values.size);
   if (is_norm(which))
     for (float& weight : at) weight += config_.norm_offset;
+}
+
+void Model::add_rotation(const std::string& tap, size_t layer, OwnedRotation rotation) {
+  const Config& c = config_;
+  const size_t widths[] = {c.hidden, c.heads * c.head_dim, c.hidden, c.intermediate};
+  require(!sealed_, "the model is sealed");
+  const bool head = tap == "head_in", top = head || tap == "embed_out";
+  require(layer < (top ? 1 : c.layers()), "a layer that the model does not have");
+  require(!top || head || !c.tied, "a rotation of its own for an embedding that is the head");
+  const size_t which = top ? 0 : find(kTapNames, tap);
+  std::optional<OwnedRotation>& at = top ? (head ? head_in_ : embed_out_) : layers_[layer].rotations[which];
+  require(!at, "given twice: '" + tap + "'");
+  require(rotation.view().width == (top ? c.hidden : widths[which]), "a rotation that does not fit '" + tap + "'");
+  at = std::move(rotation);
 }
 
 void Model::seal() {

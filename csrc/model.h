@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "rotation.h"
 #include "span.h"
 
 namespace paretobit {
@@ -65,7 +66,9 @@ class Model {
     kVectorRoles
   };
 
-  // These four throw std::invalid_argument, which names what is wrong, and then change nothing.
+  enum Tap { kAttnIn, kOIn, kMlpIn, kDownIn, kTaps };
+
+  // These five throw std::invalid_argument, which names what is wrong, and then change nothing.
   explicit Model(Config config);
   // role: "embed" or "head" (layer 0), or "q", "k", "v", "o", "gate", "up", "down" of a layer.
   void add_matrix(const std::string& role, size_t layer, const Stored& stored);
@@ -73,6 +76,10 @@ class Model {
   // "q_norm", "k_norm", "q_bias", "k_bias", "v_bias", "o_bias", "gate_bias", "up_bias", "down_bias". Norms
   // come as stored.
   void add_vector(const std::string& role, size_t layer, Span<float> values);
+  // The basis in which the matrices that multiply an activation are stored; the activation is rotated before. tap:
+  // "head_in" (layer 0; with a tied head rows that are looked up are rotated back), "embed_out" (layer 0; only that, and
+  // only of an embedding of its own), or "attn_in", "o_in", "mlp_in", "down_in" of a layer. Others are not rotated.
+  void add_rotation(const std::string& tap, size_t layer, OwnedRotation rotation);
   // Checks that nothing is missing; nothing can be added afterwards.
   void seal();
 
@@ -81,6 +88,10 @@ class Model {
   const Matrix& embedding() const { return *embed_; }
   const Matrix& head() const { return config_.tied ? *embed_ : *head_; }
   const Matrix& matrix(size_t layer, MatrixRole role) const { return *layers_[layer].matrices[role]; }
+  // Null where nothing is rotated.
+  const OwnedRotation* rotation(size_t layer, Tap tap) const { return pointer(layers_[layer].rotations[tap]); }
+  const OwnedRotation* head_rotation() const { return pointer(head_in_); }
+  const OwnedRotation* embedding_rotation() const { return pointer(config_.tied ? head_in_ : embed_out_); }
   const float* final_norm() const { return final_norm_.data(); }
   const float* vector(size_t layer, VectorRole role) const {  // null where the decoder has none
     const std::vector<float>& values = layers_[layer].vectors[role];
@@ -91,13 +102,18 @@ class Model {
   struct Layer {
     std::optional<Matrix> matrices[kMatrixRoles];
     std::vector<float> vectors[kVectorRoles];
+    std::optional<OwnedRotation> rotations[kTaps];
   };
 
+  static const OwnedRotation* pointer(const std::optional<OwnedRotation>& rotation) {
+    return rotation ? &*rotation : nullptr;
+  }
   size_t length(VectorRole role) const;  // 0 where the decoder has no such vector
 
   Config config_;
   std::vector<Layer> layers_;
   std::optional<Matrix> embed_, head_;
+  std::optional<OwnedRotation> head_in_, embed_out_;
   std::vector<float> final_norm_;
   bool sealed_ = false;
 };

@@ -39,6 +39,7 @@ Session::Session(const Model& model, const Kernels& kernels, size_t threads, boo
   const size_t q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
   for (Scratch& scratch : scratch_) {
     scratch.normed = Buffer<float>(c.hidden);
+    scratch.rotated = Buffer<float>(std::max({c.hidden, q, c.intermediate}));
     scratch.attend = Buffer<float>(attend_scratch(c.head_dim));
     scratch.halves = Buffer<uint16_t>(c.head_dim);
   }

@@ -91,7 +91,7 @@ class Session {
     Buffer<int32_t> sums;
   };
   struct Scratch {  // of one thread
-    Buffer<float> normed, attend;
+    Buffer<float> normed, rotated, attend;
     Buffer<uint16_t> halves;
   };
   struct Product {
@@ -111,7 +111,7 @@ class Session {
 
   void compute(float* logits);
   void compute_angles();
-  const float* enter(size_t i, const float* norm, float* normed);
+  const float* enter(size_t i, const float* norm, Scratch& scratch);
   const float* advance(size_t i, const float* post_norm, const float* norm, float* normed);
   void project_heads(size_t layer);
   void store_heads(size_t layer);
@@ -124,7 +124,7 @@ class Session {
   void project_logits(float* logits);
 
   template <class Source>
-  void prepare(std::initializer_list<const Matrix*> matrices, Source&& source);
+  void prepare(std::initializer_list<const Matrix*> matrices, const OwnedRotation* rotation, Source&& source);
   void multiply(std::initializer_list<Product> products);
   void multiply(const Product& product, const Inputs& inputs, size_t first, size_t last) const;
   void multiply_rows(const Product& product, const Inputs& inputs, size_t first, size_t last) const;

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from paretobit import native, packing
-from paretobit.arch import Arch, resolve
+from paretobit.arch import Arch, Tap, resolve
 from paretobit.checkpoint.base import Checkpoint
 from paretobit.errors import ParetobitError
-from paretobit.planfile import Plan, check_covers, read_plan
+from paretobit.planfile import Plan, check_covers, read_plan, rotation, taps
 from paretobit.qtensor import QTensor
+from paretobit.rotation import Rotation
 from paretobit.scheme import FLOATS, Grid, Scheme, parse
 from paretobit.sizes import parts
 from paretobit.tensorfile import DTYPES, SafetensorsFile, TensorWriter, row_range
@@ -93,7 +94,10 @@ class Artifact(Checkpoint):
         return list(self.schemes)
 
     def qtensor(self, name: str, rows: slice = slice(None)) -> QTensor:
-        """`rows` of one quantized tensor; nothing but the tiles that hold them is read."""
+        """`rows` of one quantized tensor as it is stored; nothing but the tiles that hold them is read.
+
+        A trellis's rows must start and end where rings (64 rows) do, or at the end.
+        """
         grid, shape = self.schemes[name].weight, self.shape(name)
         (count, columns), tile = shape, packing.Layout.of(grid, shape).tile
         first, end = row_range(name, (count, columns), rows)
@@ -108,10 +112,29 @@ class Artifact(Checkpoint):
         return found
 
     def read(self, name: str, rows: slice | None = None) -> np.ndarray:
-        """float32, dequantized."""
-        if self.schemes[name].weight.kind in FLOATS:
-            return self.file.read_float32(name, rows)
-        return native.dequant(self.qtensor(name, slice(None) if rows is None else rows))
+        """float32, dequantized, in the model's basis."""
+        kind = self.schemes[name].weight.kind
+        if kind in FLOATS:
+            found = self.file.read_float32(name, rows)
+        elif kind == "trellis" and rows is not None:
+            count, _ = self.shape(name)
+            first, end = row_range(name, self.shape(name), rows)
+            start = first // packing.RING * packing.RING
+            whole = slice(start, min(count, -(-end // packing.RING) * packing.RING))
+            found = native.dequant(self.qtensor(name, whole))[first - start : end - start]
+        else:
+            found = native.dequant(self.qtensor(name, slice(None) if rows is None else rows))
+        turned = self.rotation(name)
+        return found if turned is None else native.unrotate_inputs(turned, found)
+
+    def rotation(self, name: str) -> Rotation | None:
+        """Of the basis in which a tensor is stored: its row w is `forward` of the model's. None: the model's own."""
+        tap = self._tap_of.get(name)
+        return None if tap is None else rotation(self.plan, tap.name, tap.width)
+
+    @cached_property
+    def _tap_of(self) -> dict[str, Tap]:
+        return {name: tap for tap in taps(self.arch) for name in tap.consumers}
 
     def nbytes(self, name: str) -> int:
         """Bytes that one tensor takes in the file, scales and zero points included."""

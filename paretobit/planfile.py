@@ -8,7 +8,7 @@ import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from paretobit.arch import Arch
+from paretobit.arch import Arch, Tap
 from paretobit.arch.spec import EMBED, HEAD
 from paretobit.errors import ParetobitError
 from paretobit.rotation import Rotation
@@ -17,6 +17,7 @@ from paretobit.work import parse_json
 
 PLAN_VERSION = 1
 ROTATE = "rotate"
+MOST_TRANSFORMS, MOST_SEED = 1000, 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -119,18 +120,34 @@ def read_plan(text: str | bytes, source: str) -> Plan:
     for name in ("kv", "hardware"):
         if facts.get(name) is not None and not isinstance(facts[name], str):
             raise _bad(source, f"'{name}' is not a text")
-    transforms = facts.get("transforms", [])
-    if not isinstance(transforms, list) or not all(isinstance(t, dict) for t in transforms):
-        raise _bad(source, "'transforms' is not a list of objects")
     return Plan(
         model=facts["model"],
         layers={name: _layer(name, value, source) for name, value in layers.items()},
-        transforms=tuple(transforms),
+        transforms=_transforms(facts.get("transforms", []), source),
         kv=facts.get("kv"),
         budget=facts.get("budget"),
         hardware=facts.get("hardware"),
         predicted=facts.get("predicted") or {},
     )
+
+
+def _transforms(value: object, source: str) -> tuple[Mapping[str, object], ...]:
+    if not isinstance(value, list) or len(value) > MOST_TRANSFORMS or not all(isinstance(t, dict) for t in value):
+        raise _bad(source, "'transforms' is not a short list of objects")
+    for number, transform in enumerate(value):
+        what = f"transform {number}"
+        if transform.get("method") != ROTATE:
+            method = reprlib.repr(transform.get("method"))
+            raise ParetobitError(f"{source}: {what} is {method}", hint=f"the one there is: '{ROTATE}'")
+        extra = sorted(set(transform) - {"method", "seed", "taps"})
+        if extra:
+            raise _bad(source, f"{what} has an unknown '{extra[0][:100]}'")
+        seed, taps = transform.get("seed", 0), transform.get("taps")
+        if type(seed) is not int or not 0 <= seed <= MOST_SEED:
+            raise _bad(source, f"{what}: seed is {reprlib.repr(seed)}, not a whole number from 0 to {MOST_SEED}")
+        if taps is not None and not (isinstance(taps, list) and all(isinstance(tap, str) for tap in taps)):
+            raise _bad(source, f"{what}: taps is no list of names")
+    return tuple(value)
 
 
 def _bad(source: str, what: str) -> ParetobitError:
@@ -156,10 +173,28 @@ def _layer(name: str, value: object, source: str) -> Layer:
     return Layer(scheme, value["method"], params)
 
 
+def taps(arch: Arch) -> list[Tap]:
+    """Every tap whose consumers a basis of their own may have."""
+    ends = [arch.head_tap] if arch.tied else [arch.head_tap, arch.embed_tap]
+    return [*(tap for layer in range(arch.layers) for tap in arch.taps(layer)), *ends]
+
+
 def check_covers(plan: Plan, arch: Arch, source: str) -> None:
-    """Raise unless the plan decides on exactly this architecture's matrices."""
+    """Raise unless the plan decides on exactly this architecture's matrices, and transforms its taps at most once."""
     wanted, given = set(matrices(arch)), set(plan.layers)
     if wanted != given:
         odd = sorted(wanted ^ given)[0]
         what = "is missing from" if odd in wanted else "is unknown to the model but stands in"
         raise ParetobitError(f"{odd} {what} {source}", hint="use a plan made for this model")
+    known, seen = {tap.name for tap in taps(arch)}, set[str]()
+    for transform in plan.transforms:
+        named = transform.get("taps")
+        for tap in known if named is None else named:  # type: ignore[attr-defined]
+            if tap not in known:
+                raise ParetobitError(
+                    f"{source}: a transform of {tap[:100]}, which is no tap of the model",
+                    hint="taps are model.layers.<n>.attn_in, o_in, mlp_in, down_in, head_in and embed_out",
+                )
+            if tap in seen:
+                raise ParetobitError(f"{source}: {tap} is transformed twice", hint="name every tap once")
+            seen.add(tap)

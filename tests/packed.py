@@ -6,7 +6,7 @@ adds on purpose: keys and values to fp16, activations to int8.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +16,14 @@ import torch
 from torch import Tensor
 
 import paretobit as pb
+from paretobit import trellis
 from paretobit.arch.spec import EMBED, HEAD
-from paretobit.artifact import Artifact
+from paretobit.artifact import Artifact, assemble, stored
 from paretobit.compress import estimate, model
 from paretobit.compress.model import Decoder
-from paretobit.scheme import Grid, parse
+from paretobit.qtensor import QTensor
+from paretobit.scheme import FLOATS, Grid, parse
+from paretobit.tensorfile import write_arrays
 from tests.checkpoints import tiny_llama_folder
 
 LLAMA3 = {
@@ -80,6 +83,29 @@ class Shelf:
         (where / "plan.json").write_text(replace(plan, layers=layers).to_json())
         return self._quantize(source, where, plan=str(where / "plan.json"))
 
+    def trellis(self, family: str, schemes: Mapping[str, str], transforms: Sequence[Mapping] = ()) -> Artifact:
+        """Like `mixed`, but matrices on a trellis hold random codes, at the spread of the weights they replace; with
+        the plan's `transforms`, whose bases nobody's weights were turned into: any weights are as good as others."""
+        base, random = self(family, "w4g32"), np.random.default_rng(len(schemes))
+        layers, arrays = dict(base.plan.layers), {}
+        for name in base.names():
+            scheme = next((parse(scheme) for part, scheme in schemes.items() if part in name and name in layers), None)
+            if scheme is None:
+                arrays |= {key: base.file.map(key) for key in base.file.tensors if key in (name, *suffixed(name))}
+                continue
+            layers[name], grid, shape = replace(layers[name], scheme=scheme), scheme.weight, base.shape(name)
+            codes = random.integers(0, 1 << int(grid.bits), shape, np.uint8)
+            scale = base.read(name).std(1, keepdims=True) / np.float32(trellis.deviation(grid))
+            q = QTensor(codes, scale.astype(np.float16), None, grid)
+            arrays |= {name + suffix: array for suffix, array in stored(q).items()}
+        self.count += 1
+        where = self.folder / str(self.count)
+        (where / "packed").mkdir(parents=True)
+        write_arrays(where / "unit.safetensors", arrays)
+        plan = replace(base.plan, layers=layers, transforms=tuple(transforms))
+        assemble(where / "packed", base, plan, base.manifest, [where / "unit.safetensors"])
+        return Artifact(where / "packed")
+
     def _model(self, family: str, changes: Mapping[str, object]) -> tuple[Path, Path]:
         model_type, traits = FAMILIES[family]
         self.count += 1
@@ -92,6 +118,10 @@ class Shelf:
             patch.setenv("PARETOBIT_CACHE", str(where / "cache"))
             pb.quantize(str(source), out=str(where / "packed"), **options)
         return Artifact(where / "packed")
+
+
+def suffixed(name: str) -> list[str]:
+    return [name + suffix for suffix in (".codes", ".scale", ".zero")]
 
 
 def round_activations(x: Tensor, grid: Grid) -> Tensor:
@@ -127,8 +157,13 @@ class Reference(Decoder):
     def _spoil(self, x: Tensor, consumer: str) -> Tensor:
         size = self.noise * 2.0**-24 * x.square().mean(-1, keepdim=True).sqrt()
         x = x + size * torch.randn(x.shape, generator=self.random, dtype=x.dtype)
-        grid = self.packed.schemes[consumer].weight
-        return round_activations(x, grid) if self.int8 and grid.kind == "affine" else x
+        grid, rotation = self.packed.schemes[consumer].weight, self.packed.rotation(consumer)
+        if not self.int8 or grid.kind in FLOATS:
+            return x
+        if rotation is None:
+            return round_activations(x, grid)
+        turn = torch.from_numpy(rotation.forward(np.eye(rotation.width, dtype=np.float32))).double()
+        return round_activations(x @ turn, grid) @ turn.T
 
     @torch.inference_mode()
     def logits(self, tokens: np.ndarray, first: int = 0) -> np.ndarray:
@@ -144,7 +179,7 @@ class Reference(Decoder):
                 x = self._through(layer, x)
         head = EMBED if self.arch.tied else HEAD
         y = self._spoil(self.head_input(x[:, first:]), head)
-        return torch.nn.functional.linear(y, self._tensor(head)).numpy()
+        return torch.nn.functional.linear(y, self.tensor(head)).numpy()
 
     def _through(self, layer: int, x: Tensor) -> Tensor:
         consumers = {tap.name: tap.consumers[0] for tap in self.arch.taps(layer)}

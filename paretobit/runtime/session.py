@@ -68,6 +68,7 @@ class Session:
         with _explained(source.name):
             model = module.Model(_config(module, source.arch))
             _add_weights(model, source)
+            _add_rotations(model, source)
             model.seal()
             self._native = module.Session(model, native.isa(), threads, activations == "int8", self.context)
         self.threads = self._native.threads
@@ -234,7 +235,18 @@ def _add_weights(model: Any, source: Artifact) -> None:
         zero = _mapped(source, f"{name}.zero", np.uint8) if stored else None
         group = min(grid.group or shape[1], shape[1])
         twice_zero = 0 if stored else int(2 * grid.offset)
-        model.add_matrix(role, layer, _format(name, grid), shape, group, twice_zero, codes, scale, zero)
+        at = (_format(name, grid), shape, group, twice_zero)
+        model.add_matrix(role, layer, *at, codes, scale, zero, native.table_of(grid))
+
+
+def _add_rotations(model: Any, source: Artifact) -> None:
+    arch = source.arch
+    top = (arch.head_tap,) if arch.tied else (arch.head_tap, arch.embed_tap)
+    for layer, tap in [*((i, tap) for i in range(arch.layers) for tap in arch.taps(i)), *((0, tap) for tap in top)]:
+        rotation = source.rotation(tap.consumers[0])
+        if rotation is not None:
+            role = tap.name.removeprefix(arch.prefix(layer))
+            model.add_rotation(role, layer, rotation.order, rotation.signs, rotation.factor())
 
 
 def _role(arch: Arch, name: str) -> tuple[str, int]:
@@ -248,7 +260,7 @@ def _role(arch: Arch, name: str) -> tuple[str, int]:
 
 
 def _format(name: str, grid: Grid) -> int:
-    if grid.kind != "affine" and grid.kind not in FLOATS:
+    if grid.kind not in ("affine", "trellis", *FLOATS):
         raise ParetobitError(f"{name}: no kernel for the grid '{grid.kind}'", hint="quantize to another scheme")
     return native.format_of(grid)
 

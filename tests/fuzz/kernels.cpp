@@ -14,7 +14,8 @@ using namespace paretobit::test;
 
 namespace {
 
-const int kLevels[] = {2, 3, 4, 8, 16, 32, 64, 255};
+const Format kPacked[] = {Format::k1, Format::kTrits, Format::k2,  Format::k3,  Format::k4,  Format::k5,
+                          Format::k6, Format::k8,     Format::kT1, Format::kT2, Format::kT3, Format::kT4};
 
 void pack_and_back(Reader& in, const Layout& l) {
   Exact<uint8_t> codes(l.rows * l.columns), packed(l.tiles * l.tile_bytes), again(packed.size()), back(codes.size());
@@ -48,16 +49,20 @@ bool alike(const Exact<float>& a, const Exact<float>& b) {
 }
 
 void multiply(Reader& in, const Layout& l) {
-  const bool values = is_float(l.format) || in.coin(), stored = in.coin();
+  const bool values = is_float(l.format) || in.coin(), stored = in.coin() && !is_trellis(l.format);
   const size_t count = in.below(6) + 1, stride = l.rows;
   Exact<uint8_t> zero(l.tiles * l.groups * zero_bytes(l.format));
-  Exact<uint16_t> scale(l.tiles * l.groups * kTile);
+  Exact<uint16_t> scale(l.tiles * l.groups * l.tile);
+  Exact<uint8_t> table(kTable);
   Matrix m{l};
   m.twice_zero = int(in.byte());
   Exact<float> x(count * l.columns);
   x.fill(in);
   Exact<uint8_t> codes(is_float(l.format) ? l.rows * l.columns * float_bytes(l.format) : l.tiles * l.tile_bytes);
   scale.fill(in), zero.fill(in), codes.fill(in);
+  table.fill(in);
+  for (size_t i = 0; i < kTable; ++i) table[i] &= 63;  // no level above 127
+  m.table = table.data();
   m.codes = codes.data(), m.scale = scale.data(), m.zero = stored ? zero.data() : nullptr;
   Exact<float> expected(count * stride), row(l.columns), expected_row(l.columns);
   bool first = true;
@@ -90,10 +95,12 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Reader in(data, size);
   const size_t rows = in.size(70);
   const size_t columns = in.size(90);
-  const size_t group = in.size(90);
-  const int levels = in.byte() < 250 ? kLevels[in.below(8)] : in.number<int32_t>();
+  const size_t own_group = in.size(90);
+  const int number = in.byte() < 250 ? int(kPacked[in.below(12)]) : in.number<int32_t>();
   try {
-    const Layout packed = layout_of(levels, rows, columns, group);
+    const bool ring = number >= 0 && number < kFormats && is_trellis(Format(number)) && in.byte() < 250;
+    const size_t group = ring ? columns : own_group;
+    const Layout packed = layout_of(number, rows, columns, group);
     if (rows > 100 || columns > 200) return 0;  // nobody has memory for most of these
     const bool pack = in.coin();
     if (pack) return pack_and_back(in, packed), 0;

@@ -66,20 +66,25 @@ Span<T> read_span(Reader& in, std::deque<Exact<T>>& memory, size_t size) {
 
 void add_matrix(Reader& in, Model& model, Memory& memory, const char* role, size_t layer, size_t rows, size_t columns) {
   Stored s;
-  s.format = in.byte() < 252 ? Format(in.below(11)) : Format(in.byte());
+  s.format = in.byte() < 252 ? Format(in.below(kFormats)) : Format(in.byte());
   s.rows = in.byte() < 252 ? rows : in.size(70);
   s.columns = in.byte() < 252 ? columns : in.size(70);
   const uint8_t group = in.byte();
-  s.group = is_float(s.format) || group < 100 ? s.columns : group < 252 ? 16 + group % 32 : in.number<size_t>();
+  s.group = is_float(s.format) || group < (is_trellis(s.format) ? 250 : 100) ? s.columns : group < 252 ? 16 + group % 32 : in.number<size_t>();
   s.twice_zero = in.byte() < 252 ? int(in.below(254)) + 1 : in.number<int32_t>();
-  const bool small = s.rows && s.columns && s.group && s.rows < 4096 && s.columns < 4096 && s.format <= Format::kF32;
+  const bool small = s.rows && s.columns && s.group && s.rows < 4096 && s.columns < 4096 && int(s.format) < kFormats;
   const Layout l(small ? s.format : Format::k1, small ? s.rows : 1, small ? s.columns : 1, small ? s.group : 1);
   if (is_float(l.format)) {
     s.codes = read_span(in, memory.bytes, l.rows * l.columns * float_bytes(l.format));
   } else {
     s.codes = read_span(in, memory.bytes, l.tiles * l.tile_bytes);
-    s.scale = read_span(in, memory.halves, l.tiles * l.groups * kTile);
-    if (in.coin()) s.zero = read_span(in, memory.bytes, l.tiles * l.groups * zero_bytes(l.format));
+    s.scale = read_span(in, memory.halves, l.tiles * l.groups * l.tile);
+    if (is_trellis(l.format) && in.byte() < 250) {
+      s.table = read_span(in, memory.bytes, kTable);
+      if (s.table.size == kTable && in.byte() < 250)
+        for (size_t i = 0; i < memory.bytes.back().size(); ++i) memory.bytes.back()[i] &= 63;  // no level above 127
+    }
+    if (is_trellis(l.format) ? in.byte() > 250 : in.coin()) s.zero = read_span(in, memory.bytes, l.tiles * l.groups * zero_bytes(l.format));
   }
   model.add_matrix(role, layer, s);
 }
@@ -89,6 +94,16 @@ void add_vector(Reader& in, Model& model, const char* role, size_t layer, size_t
   Exact<float> values(size < kMostBytes ? size : 0);
   for (size_t i = 0; i < values.size(); ++i) values[i] = in.byte() < 240 ? float(in.byte()) / 64 : in.number<float>();
   model.add_vector(role, layer, {values.data(), values.size()});
+}
+
+void add_rotation(Reader& in, Model& model, const char* tap, size_t layer, size_t width) {
+  if (in.byte() < 160) return;
+  if (in.byte() > 250) width = in.byte();
+  const size_t order = in.byte() < 200 ? 1 : 4 * in.below(6);
+  Exact<int8_t> signs(width), dense(order > 1 ? order * order : 0);
+  for (size_t i = 0; i < width; ++i) signs[i] = in.byte() < 254 ? int8_t(in.coin() ? 1 : -1) : in.number<int8_t>();
+  for (size_t i = 0; i < dense.size(); ++i) dense[i] = int8_t(in.coin() ? 1 : -1);
+  model.add_rotation(tap, layer, OwnedRotation(width, order, {signs.data(), width}, {dense.data(), dense.size()}));
 }
 
 void add_layer(Reader& in, Model& model, Memory& memory, size_t layer) {
@@ -103,6 +118,8 @@ void add_layer(Reader& in, Model& model, Memory& memory, size_t layer) {
   matrix("q", q, c.hidden), matrix("k", kv, c.hidden), matrix("v", kv, c.hidden), matrix("o", c.hidden, q);
   matrix("gate", c.intermediate, c.hidden), matrix("up", c.intermediate, c.hidden);
   matrix("down", c.hidden, c.intermediate);
+  add_rotation(in, model, "attn_in", layer, c.hidden), add_rotation(in, model, "o_in", layer, q);
+  add_rotation(in, model, "mlp_in", layer, c.hidden), add_rotation(in, model, "down_in", layer, c.intermediate);
   vector("attn_norm", c.hidden, true), vector("mlp_norm", c.hidden, true);
   vector("post_attn_norm", c.hidden, c.post_norms), vector("post_mlp_norm", c.hidden, c.post_norms);
   vector("q_norm", c.head_dim, c.qk_norm), vector("k_norm", c.head_dim, c.qk_norm);
@@ -155,6 +172,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     add_matrix(in, model, memory, "embed", 0, c.vocab, c.hidden);
     if (!c.tied) add_matrix(in, model, memory, "head", 0, c.vocab, c.hidden);
     add_vector(in, model, "final_norm", 0, c.hidden);
+    add_rotation(in, model, "head_in", 0, c.hidden);
+    if (!c.tied || in.byte() > 253) add_rotation(in, model, "embed_out", 0, c.hidden);
     for (size_t layer = 0; layer < c.layers(); ++layer) add_layer(in, model, memory, layer);
     model.seal();
     use(in, model);

@@ -10,6 +10,7 @@ from pathlib import Path
 
 BITS = {2: 1, 3: 0, 4: 2, 8: 3, 16: 4, 32: 5, 64: 6, 255: 8}
 SHAPES = ((18, 37, 16), (33, 6, 6))  # rows, columns, group: parts of a tile, of a unit and of the last group
+RINGS = ((70, 37), (33, 6))  # rows, columns of trellises
 ZERO_BITS = {2: 2, 3: 2, 4: 2, 8: 4, 16: 4, 32: 8, 64: 8, 255: 8}
 
 
@@ -34,6 +35,30 @@ def places(levels: int, plane: int) -> list[tuple[int, int]]:
         64: [*nibble, *((4 + vector, bit) for vector, bit in pair)],
         255: [(plane, k) for k in range(8)],
     }[levels]
+
+
+def ring_places(bits: int, plane: int) -> list[tuple[int, int]]:
+    """The same of a trellis: the codes of the four sets are one number of 4 · bits bits, the last set's lowest."""
+    s, q = divmod(plane, 4)
+    half, odd = divmod(q, 2)
+    found = []
+    for bit in range(bits * (3 - s), bits * (4 - s)):
+        low = {1: (half, 4 * odd + bit), 2: (q, bit), 3: (3 * half + odd, bit), 4: (2 * q + 1, bit)}[bits]
+        high = {3: (3 * half + 2, 4 * odd + bit - 8), 4: (2 * q, bit - 8)}.get(bits)
+        found.append(low if bit < 8 else high)
+    return found
+
+
+def packed_ring(codes: list[list[int]], bits: int) -> bytes:
+    rows, columns = len(codes), len(codes[0])
+    units = -(-columns // 16)
+    packed = [0] * (-(-rows // 64) * units * 2 * bits * 64)
+    for r in range(rows):
+        for c in range(columns):
+            at = ((r // 64) * units + c // 16) * 2 * bits * 64 + r % 16 * 4 + c % 4
+            for k, (vector, bit) in enumerate(ring_places(bits, 4 * (r % 64 // 16) + c % 16 // 4)):
+                packed[at + 64 * vector] += (codes[r][c] >> k & 1) << bit
+    return bytes(packed)
 
 
 def packed_codes(codes: list[list[int]], levels: int, group: int) -> bytes:
@@ -69,15 +94,31 @@ def packed_zero(zero: list[list[int]], levels: int) -> bytes:
     return bytes(packed)
 
 
-def packed_scale(scale: list[list[int]]) -> bytes:
+def packed_scale(scale: list[list[int]], rows_of_tile: int = 32) -> bytes:
     """From the 16 bits of each half-precision scale."""
     rows, groups = len(scale), len(scale[0])
     return b"".join(
         (scale[r][g] if r < rows else 0).to_bytes(2, "little")
-        for tile in range(0, rows, 32)
+        for tile in range(0, rows, rows_of_tile)
         for g in range(groups)
-        for r in range(tile, tile + 32)
+        for r in range(tile, tile + rows_of_tile)
     )
+
+
+def ring_cases() -> list[dict]:
+    found = []
+    for bits in (1, 2, 3, 4):
+        for rows, columns in RINGS:
+            codes = [[code(1 << bits, r, c) for c in range(columns)] for r in range(rows)]
+            scale = [[0x2E66 + 97 * r] for r in range(rows)]
+            found.append(
+                {
+                    "bits": bits, "shape": [rows, columns], "codes": b"".join(map(bytes, codes)).hex(),
+                    "packed_codes": packed_ring(codes, bits).hex(), "scale": scale,
+                    "packed_scale": packed_scale(scale, 64).hex(),
+                }
+            )  # fmt: skip
+    return found
 
 
 def cases() -> list[dict]:
@@ -101,5 +142,5 @@ def cases() -> list[dict]:
 
 
 if __name__ == "__main__":
-    lines = ",\n".join(json.dumps(case) for case in cases())
+    lines = ",\n".join(json.dumps(case) for case in (*cases(), *ring_cases()))
     Path(__file__).with_name("packing.json").write_text(f"[\n{lines}\n]\n")

@@ -16,9 +16,11 @@ struct Shape {
 // no whole units.
 const Shape kShapes[] = {{32, 64, 64},  {1, 1, 1},      {33, 100, 100}, {70, 97, 16},  {40, 129, 17},
                          {64, 320, 64}, {5, 600, 600},  {96, 256, 32},  {31, 40, 20},  {45, 200, 80},
-                         {32, 16, 16},  {17, 336, 112}, {64, 161, 161}, {34, 240, 96}};
+                         {32, 16, 16},  {17, 336, 112}, {64, 161, 161}, {34, 240, 96},
+                         {193, 80, 80}};
 const Format kPacked[] = {Format::k1, Format::kTrits, Format::k2, Format::k3,
-                          Format::k4, Format::k5,     Format::k6, Format::k8};
+                          Format::k4, Format::k5,     Format::k6, Format::k8,
+                          Format::kT1, Format::kT2,   Format::kT3, Format::kT4};
 const Format kFloats[] = {Format::kF16, Format::kBF16, Format::kF32};
 const char* const kFills[] = {"random", "extreme", "ends", "tiny"};
 
@@ -71,9 +73,10 @@ void rows(const Kernels& k, const std::string& name, const Matrix& m, const Repo
 void packed_cases(const Kernels& k, const Report& report) {
   for (const Format format : kPacked)
     for (size_t s = 0; s < std::size(kShapes); ++s) {
-      const Layout l(format, kShapes[s].rows, kShapes[s].columns, kShapes[s].group);
+      const Layout l(format, kShapes[s].rows, kShapes[s].columns,
+                     is_trellis(format) ? kShapes[s].columns : kShapes[s].group);
       for (int zero = 0; zero < 3; ++zero) {  // stored, the grid's middle, two's complement
-        if (zero ? twice_zero_of(format, zero - 1) == 0 : format == Format::k8) continue;
+        if (zero ? twice_zero_of(format, zero - 1) == 0 : format == Format::k8 || is_trellis(format)) continue;
         for (const Fill fill : {Fill::random, Fill::extreme, Fill::ends, Fill::tiny}) {
           const std::string name = describe(l) + "/zero" + std::to_string(zero) + "/" + kFills[size_t(fill)];
           Random random(name);

@@ -42,10 +42,10 @@ Config qwen() {
 // A matrix whose products stay near 1, whatever the format.
 void add_matrix(Decoder& d, const char* role, size_t layer, Format f, size_t rows, size_t columns, Random& random) {
   const size_t groups[] = {columns, 16, 32, 48};
-  const size_t group = is_float(f) ? columns : std::min(groups[random.below(4)], columns);
+  const size_t group = is_float(f) || is_trellis(f) ? columns : std::min(groups[random.below(4)], columns);
   const Layout l(f, rows, columns, group);
-  Packed& p = d.matrices.emplace_back(make_matrix(l, f != Format::k8 && random.below(2), 0, Fill::random, random));
-  const int shift = is_float(f) ? 0 : levels_of(f) >= 64 ? 7 : levels_of(f) >= 16 ? 5 : 3;
+  Packed& p = d.matrices.emplace_back(make_matrix(l, f != Format::k8 && !is_trellis(f) && random.below(2), 0, Fill::random, random));
+  const int shift = is_float(f) ? 0 : is_trellis(f) || levels_of(f) >= 64 ? 7 : levels_of(f) >= 16 ? 5 : 3;
   for (uint16_t& half : p.scale) half = half & 0x7FFF ? uint16_t(half - (shift << 10)) : half;
   if (is_float(f)) {
     for (size_t i = 0; i < rows * columns; ++i) {
@@ -60,7 +60,25 @@ void add_matrix(Decoder& d, const char* role, size_t layer, Format f, size_t row
   Stored s{f, rows, columns, group, p.matrix.twice_zero, {p.codes.data(), p.codes.size()}, {}, {}};
   if (!p.scale.empty()) s.scale = {p.scale.data(), p.scale.size()};
   if (!p.zero.empty()) s.zero = {p.zero.data(), p.zero.size()};
+  if (!p.table.empty()) s.table = {p.table.data(), p.table.size()};
   d.model->add_matrix(role, layer, s);
+}
+
+// Most taps; random signs, in blocks.
+void add_rotations(Decoder& d, const Config& c, Random& random) {
+  const auto add = [&](const char* tap, size_t layer, size_t width) {
+    std::vector<int8_t> signs(width);
+    for (int8_t& sign : signs) sign = random.below(2) ? 1 : -1;
+    d.model->add_rotation(tap, layer, OwnedRotation(width, 1, {signs.data(), width}, {}));
+  };
+  add("head_in", 0, c.hidden);
+  if (!c.tied) add("embed_out", 0, c.hidden);
+  for (size_t layer = 0; layer < c.layers(); ++layer) {
+    if (random.below(4)) add("attn_in", layer, c.hidden);
+    if (random.below(4)) add("o_in", layer, c.heads * c.head_dim);
+    if (random.below(4)) add("mlp_in", layer, c.hidden);
+    if (random.below(4)) add("down_in", layer, c.intermediate);
+  }
 }
 
 void add_vector(Decoder& d, const char* role, size_t layer, size_t size, float middle, Random& random) {
@@ -88,12 +106,12 @@ void add_vectors(Decoder& d, const Config& c, size_t layer, Random& random) {
   }
 }
 
-// Matrix i has format (first + i) % formats: three decoders of 23 matrices see them all in every place.
-Decoder make_decoder(const char* name, const Config& c, size_t first) {
+// Matrix i has format (first + i) % formats: four decoders of 23 matrices see them all in many places.
+Decoder make_decoder(const char* name, const Config& c, size_t first, bool rotated = false) {
   Decoder d{name, {}, std::make_unique<Model>(c)};
   Random random(name);
   size_t next = first;
-  const auto format = [&] { return Format(next++ % (size_t(Format::kF32) + 1)); };
+  const auto format = [&] { return Format(next++ % size_t(kFormats)); };
   const size_t q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
   add_matrix(d, "embed", 0, format(), c.vocab, c.hidden, random);
   if (!c.tied) add_matrix(d, "head", 0, format(), c.vocab, c.hidden, random);
@@ -108,6 +126,7 @@ Decoder make_decoder(const char* name, const Config& c, size_t first) {
     add_matrix(d, "down", layer, format(), c.hidden, c.intermediate, random);
     add_vectors(d, c, layer, random);
   }
+  if (rotated) add_rotations(d, c, random);
   d.model->seal();
   return d;
 }
@@ -119,6 +138,8 @@ std::vector<Decoder> make_decoders() {
   all.push_back(make_decoder("llama", llama(), 0));
   all.push_back(make_decoder("gemma", gemma(), 4));
   all.push_back(make_decoder("qwen", qwen(), 8));
+  all.push_back(make_decoder("gemma, rotated", gemma(), 11, true));
+  all.push_back(make_decoder("llama, rotated", llama(), 13, true));
   return all;
 }
 

@@ -32,37 +32,52 @@ void fill_floats(Packed& packed, Random& random) {
   }
 }
 
+// No two entries are more than 127 together. At the ends every level is 127, whatever its window.
+std::vector<uint8_t> make_table(Fill fill, Random& random) {
+  std::vector<uint8_t> table(kTable);
+  for (size_t i = 0; i < kTable; ++i) {
+    table[i] = uint8_t(random.below(64));
+    if (fill == Fill::ends) table[i] = i < kTable / 2 ? 100 : 27;
+    if (fill == Fill::extreme) table[i] = i % 2 ? 63 : 0;
+  }
+  return table;
+}
+
 }  // namespace
 
 const char* name_of(Format f) {
-  static const char* const names[] = {"1", "1.58", "2", "3", "4", "5", "6", "8", "fp16", "bf16", "fp32"};
+  static const char* const names[] = {"1", "1.58", "2", "3", "4", "5", "6", "8", "fp16", "bf16", "fp32",
+                                      "1t", "2t", "3t", "4t"};
   return names[size_t(f)];
 }
 
 int twice_zero_of(Format f, int which) {
+  if (is_trellis(f)) return which ? 0 : 127;
   const int mid = levels_of(f) - 1, twos = levels_of(f);  // twice (levels - 1) / 2, twice 2^(bits - 1)
   if (which == 0) return mid;
   return f == Format::k1 || f == Format::kTrits || f == Format::k8 ? 0 : twos;
 }
 
 Packed make_matrix(const Layout& l, bool stored, int which, Fill fill, Random& random) {
-  Packed packed{{l}, {}, {}, {}};
+  Packed packed{{l}, {}, {}, {}, {}};
   if (is_float(l.format)) {
     fill_floats(packed, random);
   } else {
     const int levels = levels_of(l.format);
     packed.codes.resize(l.tiles * l.tile_bytes);
-    packed.scale.resize(l.tiles * l.groups * kTile);
+    packed.scale.resize(l.tiles * l.groups * l.tile);
     if (stored) packed.zero.resize(l.tiles * l.groups * zero_bytes(l.format));
     for (size_t row = 0; row < l.rows; ++row) {
       for (size_t c = 0; c < l.columns; ++c)
         put_code(l, packed.codes.data(), row, padded_column(l, c), make_code(fill, levels, c, random));
       for (size_t g = 0; g < l.groups; ++g) {
-        packed.scale[(row / kTile * l.groups + g) * kTile + row % kTile] = make_scale(fill, random);
+        packed.scale[(row / l.tile * l.groups + g) * l.tile + row % l.tile] = make_scale(fill, random);
         const unsigned zero = fill == Fill::ends ? 0 : random.below(uint32_t(levels));
         if (stored) put_zero(l, packed.zero.data(), row, g, zero);
       }
     }
+    if (is_trellis(l.format)) packed.table = make_table(fill, random);
+    packed.matrix.table = packed.table.empty() ? nullptr : packed.table.data();
     packed.matrix.scale = packed.scale.data();
     packed.matrix.zero = stored ? packed.zero.data() : nullptr;
     packed.matrix.twice_zero = stored ? 0 : twice_zero_of(l.format, which);

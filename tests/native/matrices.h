@@ -19,7 +19,7 @@ enum class Fill {
 
 struct Packed {
   Matrix matrix;
-  std::vector<uint8_t> codes, zero;
+  std::vector<uint8_t> codes, zero, table;
   std::vector<uint16_t> scale;
 };
 

@@ -18,7 +18,24 @@ struct Field {
 };
 
 // Where the bits of plane (s, q) lie, lowest first.
+size_t ring_fields_of(Format f, size_t s, size_t q, Field* fields) {
+  const size_t half = q / 2, newer = 3 - s;  // sets whose codes lie below
+  const int nibble = int(q % 2) * 4;
+  switch (f) {
+    case Format::kT1: fields[0] = {half, nibble + int(newer), 1}; return 1;
+    case Format::kT2: fields[0] = {q, 2 * int(newer), 2}; return 1;
+    case Format::kT4: fields[0] = {2 * q + s / 2, s % 2 ? 0 : 4, 4}; return 1;
+    default: break;
+  }
+  const size_t low = 3 * half + q % 2, high = 3 * half + 2;
+  if (s >= 2) fields[0] = {low, 3 * int(newer), 3};
+  if (s == 1) fields[0] = {low, 6, 2}, fields[1] = {high, nibble, 1};
+  if (s == 0) fields[0] = {high, nibble + 1, 3};
+  return s == 1 ? 2 : 1;
+}
+
 size_t fields_of(Format f, size_t s, size_t q, Field* fields) {
+  if (is_trellis(f)) return ring_fields_of(f, s, q, fields);
   const size_t p = 4 * s + q;
   const int low = int(p), pair = int(2 * q);
   switch (f) {
@@ -45,8 +62,8 @@ struct Place {
   size_t unit, s, q, byte;  // unit: first byte of the unit
 };
 Place place_of(const Layout& l, size_t row, size_t column) {
-  const size_t unit = column / l.unit, inside = column % l.unit, r = row % kTile;
-  const size_t start = row / kTile * l.tile_bytes + unit * unit_vectors(l.format) * kVector;
+  const size_t unit = column / l.unit, inside = column % l.unit, r = row % l.tile;
+  const size_t start = row / l.tile * l.tile_bytes + unit * unit_vectors(l.format) * kVector;
   return {start, r / 16, inside / 4, r % 16 * 4 + inside % 4};
 }
 
@@ -57,7 +74,20 @@ float own_zero(const Matrix& m, size_t row, size_t group) {
 }
 
 float scale_of(const Matrix& m, size_t row, size_t group) {
-  return half_to_float(m.scale[(row / kTile * m.layout.groups + group) * kTile + row % kTile]);
+  const Layout& l = m.layout;
+  return half_to_float(m.scale[(row / l.tile * l.groups + group) * l.tile + row % l.tile]);
+}
+
+// What the zero point is subtracted from: a code, or the level of a window over the codes of a ring.
+unsigned number_at(const Matrix& m, size_t row, size_t column) {
+  const Layout& l = m.layout;
+  if (!is_trellis(l.format)) return get_code(l, m.codes, row, column);
+  const size_t bits = unit_vectors(l.format) / 2, first = row / 64 * 64;
+  size_t place = row % 16 * 4 + row % 64 / 16;
+  unsigned window = 0;
+  for (size_t shift = 0; shift < 8; shift += bits, place = (place + 63) % 64)
+    window |= get_code(l, m.codes, first + place % 4 * 16 + place / 4, column) << shift;
+  return m.table[window & 15] + m.table[16 + (window >> 4 & 15)];
 }
 
 // Calls visit(group, block, first, last) for every activation block, in padded columns.
@@ -121,7 +151,7 @@ float value_product(const Matrix& m, const float* x, size_t row) {
   each_block(m.layout, [&](size_t g, size_t, size_t first, size_t last) {
     float part[4] = {};
     for (size_t c = first; c < last; ++c)
-      part[c % 4] += (float(get_code(m.layout, m.codes, row, c)) - own_zero(m, row, g)) * x[c];
+      part[c % 4] += (float(number_at(m, row, c)) - own_zero(m, row, g)) * x[c];
     sum += ((part[0] + part[1]) + (part[2] + part[3])) * scale_of(m, row, g);
   });
   return sum;
@@ -133,7 +163,7 @@ float code_product(const Matrix& m, const int8_t* codes, const float* scales, si
     const int twice = int(2 * own_zero(m, row, g));
     int product = 0;
     for (size_t c = first; c < last; ++c)
-      product += (2 * int(get_code(m.layout, m.codes, row, c)) - twice) * codes[c];
+      product += (2 * int(number_at(m, row, c)) - twice) * codes[c];
     sum += float(product) * (scale_of(m, row, g) * (0.5f * scales[block]));
   });
   return sum;
@@ -142,7 +172,7 @@ float code_product(const Matrix& m, const int8_t* codes, const float* scales, si
 void multiply(const Matrix& m, const Inputs& in, size_t first, size_t last, float* out, size_t stride) {
   const Layout& l = m.layout;
   for (size_t t = 0; t < in.count; ++t)
-    for (size_t row = first * kTile; row < std::min(last * kTile, l.rows); ++row) {
+    for (size_t row = first * l.tile; row < std::min(last * l.tile, l.rows); ++row) {
       float& to = out[t * stride + row];
       if (is_float(l.format)) to = float_product(m, in.values + t * l.padded, row);
       else if (in.values) to = value_product(m, in.values + t * l.padded, row);
@@ -155,7 +185,7 @@ void row_of(const Matrix& m, size_t row, float* out) {
   for (size_t c = 0; c < l.columns; ++c) {
     const size_t g = c / l.group;
     out[c] = is_float(l.format) ? float_at(m, row, c)
-                                : scale_of(m, row, g) * (float(get_code(l, m.codes, row, padded_column(l, c))) -
+                                : scale_of(m, row, g) * (float(number_at(m, row, padded_column(l, c))) -
                                                          own_zero(m, row, g));
   }
 }
@@ -201,14 +231,14 @@ void put_code(const Layout& l, uint8_t* codes, size_t row, size_t column, unsign
 }
 
 unsigned get_zero(const Layout& l, const uint8_t* zero, size_t row, size_t group) {
-  const size_t bytes = zero_bytes(l.format), fields = kTile / bytes, r = row % kTile;
+  const size_t bytes = zero_bytes(l.format), fields = l.tile / bytes, r = row % l.tile;
   const int bits = int(8 / fields);
-  return zero[(row / kTile * l.groups + group) * bytes + r % bytes] >> (r / bytes * size_t(bits)) & ((1u << bits) - 1);
+  return zero[(row / l.tile * l.groups + group) * bytes + r % bytes] >> (r / bytes * size_t(bits)) & ((1u << bits) - 1);
 }
 
 void put_zero(const Layout& l, uint8_t* zero, size_t row, size_t group, unsigned value) {
-  const size_t bytes = zero_bytes(l.format), fields = kTile / bytes, r = row % kTile;
-  zero[(row / kTile * l.groups + group) * bytes + r % bytes] |= uint8_t(value << (r / bytes * (8 / fields)));
+  const size_t bytes = zero_bytes(l.format), fields = l.tile / bytes, r = row % l.tile;
+  zero[(row / l.tile * l.groups + group) * bytes + r % bytes] |= uint8_t(value << (r / bytes * (8 / fields)));
 }
 
 const Kernels& reference() {

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "cases.h"
+#include "matrices.h"
 #include "pack.h"
 
 namespace paretobit::test {
@@ -80,10 +81,13 @@ void search_cases(const Kernels& k, const Report& report) {
 }
 
 void pack_cases(const Report& report) {
-  for (const int levels : {2, 3, 4, 8, 16, 32, 64, 255})
+  for (int format = 0; format < kFormats; ++format)
     for (const size_t columns : {size_t(1), size_t(16), size_t(47), size_t(133)}) {
-      const Layout l = layout_of(levels, 37, columns, 40);
-      const std::string name = "pack/" + std::to_string(levels) + "/" + std::to_string(columns);
+      if (is_float(Format(format))) continue;
+      const bool ring = is_trellis(Format(format));
+      const Layout l = layout_of(format, ring ? 101 : 37, columns, ring ? columns : 40);
+      const int levels = levels_of(l.format);
+      const std::string name = std::string("pack/") + name_of(l.format) + "/" + std::to_string(columns);
       Random random(name);
       std::vector<uint8_t> codes(l.rows * columns), back(codes.size());
       std::vector<uint8_t> packed(l.tiles * l.tile_bytes), expected(packed.size());

@@ -163,7 +163,9 @@ def test_what_is_not_a_number_comes_out_again() -> None:
 
 
 WRONG = {
-    "an unknown format": {0: 11},
+    "an unknown format": {0: 15},
+    "a trellis without a table": {0: 12},
+    "a table without a trellis": {12: np.zeros(32, np.uint8)},
     "no columns": {1: 0},
     "no group": {2: 0},
     "a zero point too large": {3: 256},
@@ -190,9 +192,33 @@ def test_wrong_sizes_are_refused(what: str) -> None:
         False,
         "scalar",
         1,
+        None,
     ]
     _native.multiply(*call)
     for place, value in WRONG[what].items():
+        call[place] = value
+    with pytest.raises(ValueError):
+        _native.multiply(*call)
+
+
+WRONG_RINGS = {
+    "no table": {12: None},
+    "a table cut short": {12: np.zeros(31, np.uint8)},
+    "levels above 127": {12: np.array([0] * 15 + [100] + [28] + [0] * 15, np.uint8)},
+    "groups": {2: 32},
+    "zero points": {6: np.zeros(16, np.uint8)},
+    "codes of another width": {4: np.zeros(512, np.uint8)},
+    "scales of tiles of 32": {5: np.zeros(32, np.uint16)},
+}
+
+
+@pytest.mark.parametrize("what", WRONG_RINGS)
+def test_wrong_trellises_are_refused(what: str) -> None:
+    q, x, out = random_tensor("w2t", (32, 64)), np.zeros((1, 64), np.float32), np.zeros((1, 32), np.float32)
+    kind, group, twice, *arrays = products.arguments(q)
+    call = [kind, 64, group, twice, *arrays, x, out, False, "scalar", 1, products.table(q)]
+    _native.multiply(*call)
+    for place, value in WRONG_RINGS[what].items():
         call[place] = value
     with pytest.raises(ValueError):
         _native.multiply(*call)

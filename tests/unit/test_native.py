@@ -71,6 +71,15 @@ def test_dequant_refuses_what_does_not_fit():
             native.dequant(bad)
 
 
+@given(st.sampled_from(("w1t", "w2t", "w3t", "w4t")), st.integers(1, 140), st.integers(1, 600), st.integers(0, 2**32))
+def test_dequant_of_a_trellis_is_the_definition_bit_for_bit(scheme, rows, columns, seed):
+    grid, rng = grid_of(scheme), np.random.default_rng(seed)
+    words = rng.integers(0, 0x7C00, (rows, 1), np.uint16) | rng.integers(0, 2, (rows, 1), np.uint16) << 15
+    q = QTensor(rng.integers(0, 1 << grid.bits, (rows, columns), np.uint8), words.view(np.float16), None, grid)
+    for threads in (1, 3):
+        assert same_bits(native.dequant(q, threads=threads), q.dequant())
+
+
 # The extension itself: its checks hold without the Python in front of it.
 
 
@@ -82,6 +91,9 @@ def test_the_extension_checks_sizes_before_it_reads():
     u16 = lambda *shape: np.zeros(shape, np.uint16)  # noqa: E731
     _native.pack(u8(2, 8), 3, 8, u8(1, 192), 1)
     _native.unpack(u8(1, 192), 3, 8, u8(2, 8), 1)
+    _native.pack(u8(2, 8), 12, 8, u8(1, 256), 1)
+    _native.unpack(u8(1, 256), 12, 8, u8(2, 8), 1)
+    _native.dequant_trellis(u8(2, 8), u16(2, 1), 2, f32(256), f32(2, 8), 1)
     for call in (
         lambda: _native.pack(u8(2, 8), 3, 8, u8(1, 191), 1),
         lambda: _native.pack(u8(2, 8), 3, 4, u8(1, 192), 1),
@@ -99,6 +111,15 @@ def test_the_extension_checks_sizes_before_it_reads():
         lambda: _native.dequant(u8(2, 8), u16(2, 1), None, 4, 0.0, f32(2, 8), 1),
         lambda: _native.dequant(u8(2, 8), u16(2, 1), None, 0, 0.0, f32(2, 8), 1),
         lambda: _native.dequant(u8(2, 8), u16(2, 2), u8(2, 1), 4, 0.0, f32(2, 8), 1),
+        lambda: _native.pack(u8(2, 8), 12, 4, u8(1, 256), 1),
+        lambda: _native.pack(u8(2, 8), 12, 8, u8(1, 192), 1),
+        lambda: _native.unpack(u8(2, 256), 12, 8, u8(2, 8), 1),
+        lambda: _native.unpack(u8(1, 256), -1, 8, u8(2, 8), 1),
+        lambda: _native.dequant_trellis(u8(2, 8), u16(2, 2), 2, f32(256), f32(2, 8), 1),
+        lambda: _native.dequant_trellis(u8(2, 8), u16(2, 1), 2, f32(255), f32(2, 8), 1),
+        lambda: _native.dequant_trellis(u8(2, 8), u16(2, 1), 0, f32(256), f32(2, 8), 1),
+        lambda: _native.dequant_trellis(u8(2, 8), u16(2, 1), 5, f32(256), f32(2, 8), 1),
+        lambda: _native.dequant_trellis(u8(2, 0), u16(2, 1), 2, f32(256), f32(2, 0), 1),
     ):
         with pytest.raises(ValueError):
             call()

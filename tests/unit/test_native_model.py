@@ -111,9 +111,9 @@ def spoiled(array: np.ndarray, value: int) -> np.ndarray:
     "change",
     [
         {"role": "w"}, {"role": ""}, {"role": "head"}, {"role": "attn_norm"}, {"layer": 2}, {"layer": 1 << 60},
-        {"format": -1}, {"format": 11}, {"format": FP32}, {"format": 3}, {"shape": (31, 32)}, {"shape": (32, 33)},
-        {"shape": (0, 0)}, {"shape": (1 << 60, 1 << 60)}, {"group": 0}, {"group": 1}, {"group": 15}, {"group": 33},
-        {"group": 1 << 62}, {"group": 32}, {"zero": None}, {"zero": None, "twice_zero": 255},
+        {"format": -1}, {"format": 11}, {"format": 15}, {"format": FP32}, {"format": 3}, {"shape": (31, 32)},
+        {"shape": (32, 33)}, {"shape": (0, 0)}, {"shape": (1 << 60, 1 << 60)}, {"group": 0}, {"group": 1},
+        {"group": 15}, {"group": 33}, {"group": 1 << 62}, {"group": 32}, {"zero": None}, {"zero": None, "twice_zero": 255},
         {"zero": None, "twice_zero": -1}, {"zero": GOOD["zero"][:, :1].copy()}, {"scale": None},
         {"scale": GOOD["scale"][:, :1].copy()}, {"scale": spoiled(GOOD["scale"], 0x7C00)},
         {"scale": spoiled(GOOD["scale"], 0xFE01)}, {"codes": GOOD["codes"][:, 1:].copy()},
@@ -128,6 +128,66 @@ def test_impossible_matrices_are_refused(change: dict[str, Any]) -> None:
     made.add_matrix("q", 0, **GOOD)
     with pytest.raises(ValueError, match="twice"):
         made.add_matrix("q", 0, **GOOD)
+
+
+def two_bit_ring(rows: int, columns: int) -> dict[str, Any]:
+    """Arguments of a valid matrix on the trellis of 2 bits."""
+    return {
+        "format": 12, "shape": (rows, columns), "group": columns, "twice_zero": 127,
+        "codes": np.zeros((-(-rows // 64), -(-columns // 16) * 256), np.uint8),
+        "scale": np.full((-(-rows // 64), 1, 64), 0.05, np.float16).view(np.uint16),
+        "zero": None, "table": np.full(32, 63, np.uint8),
+    }  # fmt: skip
+
+
+RING = two_bit_ring(*SHAPES["q"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 11}, {"format": 13}, {"format": 15}, {"group": 16}, {"twice_zero": 255}, {"table": None},
+        {"table": np.zeros(31, np.uint8)}, {"table": np.full(32, 64, np.uint8)},
+        {"table": RING["table"].astype(np.int8)}, {"zero": GOOD["zero"]}, {"codes": RING["codes"][:, 1:].copy()},
+        {"scale": RING["scale"][..., :32].copy()},
+        {"scale": spoiled(RING["scale"], 0x7C00)}, {"shape": (31, 32)},
+    ],
+    ids=lambda change: str({k: v if np.size(v) < 3 else np.shape(v) for k, v in change.items()}),
+)  # fmt: skip
+def test_impossible_trellises_are_refused(change: dict[str, Any]) -> None:
+    made = MODULE.Model(config())
+    with pytest.raises((ValueError, TypeError)):
+        made.add_matrix(**{"role": "q", "layer": 0, **RING, **change})
+    with pytest.raises(ValueError, match="table"):
+        made.add_matrix("q", 0, **GOOD, table=RING["table"])
+    made.add_matrix("q", 0, **RING)
+
+
+ONES, TURN = np.ones(HIDDEN, np.int8), np.ones((1, 1), np.int8)
+
+
+@pytest.mark.parametrize(
+    ("tap", "layer", "order", "signs", "dense"),
+    [
+        ("q", 0, 1, ONES, TURN), ("attn_in", 2, 1, ONES, TURN), ("head_in", 1, 1, ONES, TURN),
+        ("embed_out", 0, 1, ONES, TURN), ("attn_in", 0, 1, ONES[1:], TURN), ("down_in", 0, 1, ONES, TURN),
+        ("attn_in", 0, 1, 2 * ONES, TURN), ("attn_in", 0, 1, 0 * ONES, TURN), ("attn_in", 0, 4, ONES, TURN),
+        ("attn_in", 0, 3, ONES, np.ones((3, 3), np.int8)), ("attn_in", 0, 0, ONES, TURN),
+        ("attn_in", 0, 1 << 40, ONES, TURN), ("attn_in", 0, 1, ONES, -TURN), ("attn_in", 0, 1, ONES[:0], TURN),
+    ],
+)  # fmt: skip
+def test_impossible_rotations_are_refused(
+    tap: str, layer: int, order: int, signs: np.ndarray, dense: np.ndarray
+) -> None:
+    made = model(sealed=False)
+    with pytest.raises(ValueError):
+        made.add_rotation(tap, layer, order, signs, dense)
+    made.add_rotation("attn_in", 0, 1, ONES, TURN)
+    with pytest.raises(ValueError, match="twice"):
+        made.add_rotation("attn_in", 0, 1, ONES, TURN)
+    made.seal()
+    with pytest.raises(ValueError, match="sealed"):
+        made.add_rotation("attn_in", 1, 1, ONES, TURN)
 
 
 def test_floats_come_whole_and_aligned() -> None:

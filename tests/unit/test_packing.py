@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paretobit import native, packing
+from paretobit import native, packing, trellis
 from paretobit.errors import ParetobitError
 from paretobit.packing import LEVELS, Layout
 from paretobit.scheme import Grid, parse
@@ -17,11 +17,17 @@ GROUPS = (None, 16, 24, 64)
 RAGGED = ((1, 1), (31, 15), (32, 16), (33, 17), (40, 20), (18, 64), (70, 100), (64, 192))
 GOLDEN = Path(__file__).parents[1] / "golden" / "packing.json"
 BOTH = pytest.mark.parametrize("module", [packing, native], ids=["numpy", "native"])
+RINGS = ("w1t", "w2t", "w3t", "w4t")
 EVERY = pytest.mark.parametrize("levels", LEVELS)
 
 
 def grid_of(levels: int, group: int | None = None) -> Grid:
     return Grid("affine", 8, levels, group, "stored")
+
+
+def golden(key: str) -> list[dict]:
+    """The cases of affine grids ("levels") or of trellises ("bits")."""
+    return [case for case in json.loads(GOLDEN.read_text()) if key in case]
 
 
 def random_codes(levels: int, rows: int, columns: int, seed: int = 0) -> np.ndarray:
@@ -35,7 +41,8 @@ def code_bits(levels: int) -> int:
 @BOTH
 def test_bytes_are_the_golden_ones(module):
     for case in json.loads(GOLDEN.read_text()):
-        grid, shape = grid_of(case["levels"], case["group"]), tuple(case["shape"])
+        shape = tuple(case["shape"])
+        grid = grid_of(case["levels"], case["group"]) if "levels" in case else parse(f"w{case['bits']}t").weight
         codes = np.frombuffer(bytes.fromhex(case["codes"]), np.uint8).reshape(shape)
         packed = module.pack(codes, grid)
         assert packed.tobytes().hex() == case["packed_codes"]
@@ -49,10 +56,16 @@ def test_the_example_of_the_documentation(module):
     ternary = np.zeros((1, 20), np.uint8)
     ternary[0, ::4] = 2, 1, 0, 1, 2
     assert module.pack(ternary, grid_of(3)).tobytes() == b"\xcc" + bytes(127)
+    column = np.zeros((64, 1), np.uint8)
+    column[[0, 16, 32, 48, 1], 0] = 1, 2, 3, 0, 1
+    ring = parse("w2t").weight
+    assert module.pack(column, ring).tobytes() == bytes.fromhex("6c00000040") + bytes(251)
+    levels = trellis.levels(column, 2, np.arange(32, dtype=np.uint8))
+    assert levels[1, 0] == 0x1 + 16 + 0xB
 
 
 def test_zero_points_and_scales_are_the_golden_ones():
-    for case in json.loads(GOLDEN.read_text()):
+    for case in golden("levels"):
         zero, scale = np.array(case["zero"], np.uint8), np.array(case["scale"], "<u2").view("<f2")
         packed = packing.pack_zero(zero, case["levels"])
         assert packed.tobytes().hex() == case["packed_zero"]
@@ -62,12 +75,22 @@ def test_zero_points_and_scales_are_the_golden_ones():
         assert (packing.unpack_scale(packed, scale.shape) == scale).all()
 
 
+def test_scales_of_rings_are_the_golden_ones():
+    for case in golden("bits"):
+        scale = np.array(case["scale"], "<u2").view("<f2")
+        packed = packing.pack_scale(scale, 64)
+        assert packed.tobytes().hex() == case["packed_scale"]
+        assert (packing.unpack_scale(packed, scale.shape, 64) == scale).all()
+
+
 def test_golden_file_is_what_its_maker_writes():
     import runpy
 
-    made = runpy.run_path(str(GOLDEN.with_name("make_packing.py")))["cases"]()
+    maker = runpy.run_path(str(GOLDEN.with_name("make_packing.py")))
+    made = [*maker["cases"](), *maker["ring_cases"]()]
     assert made == json.loads(GOLDEN.read_text())
-    assert {case["levels"] for case in made} == set(LEVELS)
+    assert {case["levels"] for case in golden("levels")} == set(LEVELS)
+    assert {case["bits"] for case in golden("bits")} == {1, 2, 3, 4}
 
 
 @EVERY
@@ -81,6 +104,39 @@ def test_ragged_shapes_agree_and_come_back(levels, group):
         assert (native.pack(codes, grid) == packed).all()
         assert (packing.unpack(packed, grid, shape) == codes).all()
         assert (native.unpack(packed, grid, shape) == codes).all()
+
+
+@pytest.mark.parametrize("scheme", RINGS)
+def test_ragged_rings_agree_and_come_back(scheme):
+    grid = parse(scheme).weight
+    for shape in (*RAGGED, (0, 3), (64, 16), (65, 33), (129, 20)):
+        codes, at = random_codes(1 << grid.bits, *shape), Layout.of(grid, shape)
+        packed = packing.pack(codes, grid)
+        assert packed.shape == (at.tiles, at.tile_bytes) == (-(-shape[0] // 64), -(-shape[1] // 16) * 128 * grid.bits)
+        for module in (packing, native):
+            assert (module.pack(codes, grid) == packed).all()
+            assert (module.unpack(packed, grid, shape) == codes).all()
+
+
+@BOTH
+@pytest.mark.parametrize("scheme", RINGS)
+def test_what_no_packer_of_rings_writes_is_refused(module, scheme):
+    """From all zeros, one bit at a time: what is accepted changes one code; nothing else, the padding, is accepted."""
+    grid, shape = parse(scheme).weight, (50, 5)
+    packed, seen = packing.pack(np.zeros(shape, np.uint8), grid), set()
+    for at in range(8 * packed.size):
+        packed[0, at // 8] = 1 << at % 8
+        try:
+            codes = module.unpack(packed, grid, shape)
+        except ParetobitError as why:
+            assert "padding" in str(why)
+        else:
+            ((row,), (column,)) = codes.nonzero()
+            seen.add((row, column, codes[row, column]))
+        packed[0, at // 8] = 0
+    assert seen == {(r, c, 1 << k) for r in range(50) for c in range(5) for k in range(grid.bits)}
+    with pytest.raises(ParetobitError, match=f"code {1 << grid.bits} on a grid of {1 << grid.bits} levels"):
+        module.pack(np.full((3, 3), 1 << grid.bits, np.uint8), grid)
 
 
 @given(st.sampled_from(LEVELS), st.integers(0, 70), st.integers(1, 70), st.integers(1, 80), st.integers(0, 2**32))

@@ -93,6 +93,25 @@ def test_threads_and_instruction_sets_change_nothing(
             assert same_bits(one_by_one(session, tokens[0, :70].tolist()), expected[0, :70]), (isa, threads)
 
 
+@pytest.mark.parametrize("activations", ["int8", "fp32"])
+@pytest.mark.parametrize("family", ["llama, untied", "gemma3"])
+def test_nor_do_they_on_trellises_in_rotated_bases(
+    shelf: Shelf, family: str, activations: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schemes = {"q_proj": "w1t", "gate": "w3t", "embed": "w4t", "lm_head": "w4t", "o_proj": "w2t", "down": "w2t"}
+    source = shelf.trellis(family, schemes, [{"method": "rotate"}])
+    tokens = np.array([tokens_of(source)])
+    expected = None
+    for isa in native.available():
+        monkeypatch.setenv(native.ISA_VARIABLE, isa)
+        for threads in (1, 3):
+            session = Session(source, threads, activations)
+            found = session.logits(tokens)
+            expected = found if expected is None else expected
+            assert same_bits(found, expected), (isa, threads)
+            assert same_bits(one_by_one(session, tokens[0, :70].tolist()), expected[0, :70]), (isa, threads)
+
+
 def test_matrices_of_one_stage_may_lie_differently(shelf: Shelf) -> None:
     """q, k and v, gate and up of different groups and grids: each gets activations in its own order."""
     source = shelf.mixed("qwen2", {"q_proj": "w8", "v_proj": "bf16", "gate": "w1.58g16", "o_proj": "fp16"})

@@ -78,6 +78,28 @@ def test_the_tolerance_means_something(shelf: Shelf) -> None:
     assert worst(wrong.logits(tokens), truth) > 20 * yardstick(source, tokens, truth)
 
 
+# The trellis, in the model's basis and in rotated ones: all of them, a tied head's and an embedding's own, some taps.
+SOME = ["model.layers.0.o_in", "model.layers.1.attn_in", "model.layers.1.down_in"]
+BASES: dict[str, tuple[dict[str, str], list[dict]]] = {
+    "plain": ({"embed": "w4t", "lm_head": "w4t", "": "w2t"}, []),
+    "rotated": ({"embed": "w4t", "lm_head": "w4t", "": "w3t"}, [{"method": "rotate", "seed": 3}]),
+    "some taps": ({"o_proj": "w1t", "gate": "w3t"}, [{"method": "rotate", "taps": SOME}]),
+    "head alone": ({"embed": "w3t", "v_proj": "w4t"}, [{"method": "rotate", "seed": 1, "taps": ["head_in"]}]),
+}
+
+
+@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("family", ["llama, biases", "llama, untied", "qwen2, window", "gemma3"])
+def test_trellises_and_rotations(shelf: Shelf, family: str, basis: str) -> None:
+    assert_float_equal(shelf.trellis(family, *BASES[basis]))
+
+
+@pytest.mark.parametrize("basis", ["plain", "rotated"])  # the others mix blocks of activations within a tap
+@pytest.mark.parametrize("family", ["llama, biases", "llama, untied", "gemma3"])
+def test_rotated_activations_are_rounded_as_documented(shelf: Shelf, family: str, basis: str) -> None:
+    assert_rounded(shelf.trellis(family, *BASES[basis]))
+
+
 # With int8 activations a difference of 10⁻⁷ next to a tie becomes a whole step, and moves all later roundings: two
 # correct decoders agree closely on tokens where no value lies next to a tie, and differ by about the rounding error
 # itself on the others. Of some 1000 values a token, one in 10⁴ lies so near: sequences of one token keep those apart.
@@ -87,7 +109,10 @@ def test_the_tolerance_means_something(shelf: Shelf) -> None:
 @pytest.mark.parametrize("scheme", [s for s in SCHEMES if s.startswith("w")])
 @pytest.mark.parametrize("family", ["llama, biases", "gemma3"])
 def test_int8_activations_are_rounded_as_documented(shelf: Shelf, family: str, scheme: str) -> None:
-    source = shelf(family, scheme)
+    assert_rounded(shelf(family, scheme))
+
+
+def assert_rounded(source: Artifact) -> None:
     tokens = np.arange(source.arch.vocab)[:, None]
     exact, truth = Reference(source).logits(tokens), Reference(source, int8=True).logits(tokens)
     rounding, float32 = worst(truth, exact), 32 * EPSILON * np.abs(truth).max()
