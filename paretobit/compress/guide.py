@@ -26,6 +26,7 @@ from paretobit.progress import Advance, progress
 from paretobit.tensorfile import SafetensorsFile, write_arrays
 
 WINDOWS_AT_ONCE = 4
+TINY = 1e-30
 
 
 @dataclass
@@ -103,8 +104,10 @@ def _batch(
     def watch(name: str, y: Tensor) -> Tensor:
         def add(gradient: Tensor) -> None:
             squares = gradient.square()
-            rows[name] += squares.sum((0, 1))
-            tokens[tap_of[name]] += squares.sum(-1)
+            of_tokens = squares.sum(-1)
+            # Each token votes alike on rows: a sum of squares would be the word of a few tokens.
+            rows[name] += (squares / of_tokens.clamp(min=TINY)[..., None]).sum((0, 1))
+            tokens[tap_of[name]] += of_tokens
 
         y.register_hook(add)
         return y
@@ -131,7 +134,7 @@ def _head(
         found[part] = g @ weight
         g.square_()
         tokens.view(-1)[part] += g.sum(-1)
-        rows[name] += g.sum(0)
+        rows[name] += (g / g.sum(-1, keepdim=True).clamp(min=TINY)).sum(0)
     z.backward(found.view_as(z))
     assert x.grad is not None
     return x.grad
