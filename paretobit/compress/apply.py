@@ -127,7 +127,7 @@ def _block(job: Job, decoder: Decoder, walk: calibrate.Walk | None, layer: int, 
 
     def visit(tap: Tap, stats: TapStats | None) -> None:
         owner = arch.taps(layer).index(tap) % job.world.size
-        basis = basis_of(job.plan, tap, job.device)
+        basis = basis_of(job.plan, tap)
         if basis is not None and stats is not None:
             stats = basis.stats(stats)
         for names in _alike(job.plan, tap.consumers, shapes):
@@ -167,7 +167,7 @@ def _rounded(job: Job, layer: int, unit: Path, weights: Iterable[str]) -> dict[s
     for name in names if job.sequential else ():
         grid, (rows, columns) = job.plan.layers[name].scheme.weight, job.source.shape(name)
         q = load_stored(file.read_raw, name, grid, (rows, columns))
-        found[name] = restored(q, basis_of(job.plan, tap_of[name], job.device), job.device)
+        found[name] = restored(q, basis_of(job.plan, tap_of[name]), job.device)
     return found
 
 
@@ -185,7 +185,7 @@ def _ends(job: Job, decoder: Decoder, walk: calibrate.Walk | None, unit: Path) -
                 stats = job.stats.tap(arch.head_tap, job.device)
 
         tap = arch.head_tap if name in arch.head_tap.consumers else arch.embed_tap
-        basis = basis_of(job.plan, tap, job.device)
+        basis = basis_of(job.plan, tap)
         if basis is not None and stats is not None:
             stats = basis.stats(stats)
 

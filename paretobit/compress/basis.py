@@ -1,17 +1,16 @@
 """The basis in which a tap's consumers are rounded and stored: the model's own, or a rotated one (`rotation.Rotation`).
 
-A layer y = W x is the same function as y = (W Rᵀ)(R x); statistics of x turn along. In torch the rotation is two or
-three matrix products; its float32 rounding differs from `Rotation.forward` in the last bits, which here decide nothing.
+A layer y = W x is the same function as y = (W Rᵀ)(R x); statistics of x turn along.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import torch
 from torch import Tensor
 
+from paretobit import native
 from paretobit.arch import Tap
 from paretobit.compress.grid import dequant
 from paretobit.compress.stats import TapStats
@@ -21,30 +20,18 @@ from paretobit.rotation import Rotation
 
 
 class Basis:
-    """A rotation in torch."""
+    """A rotation of torch tensors, wherever they are."""
 
-    def __init__(self, rotation: Rotation, device: torch.device | str = "cpu") -> None:
-        self.width, self.order, self.block = rotation.width, rotation.order, rotation.block
-        self.signs = torch.from_numpy(rotation.signs).to(device, torch.float32)
-        self.dense = torch.from_numpy(rotation.matrix()).to(device)
-        exponent = self.block.bit_length() - 1
-        self.factors = [_sylvester(part, device) for part in (exponent - exponent // 2, exponent // 2)]
+    def __init__(self, rotation: Rotation) -> None:
+        self.rotation = rotation
 
     def forward(self, x: Tensor) -> Tensor:  # (..., width) -> (..., width)
         """R x of every vector: weights of a row likewise."""
-        return self._product(x * self.signs, self.dense)
+        return torch.from_numpy(native.rotate_inputs(self.rotation, x.contiguous().cpu().numpy())).to(x.device)
 
     def inverse(self, y: Tensor) -> Tensor:  # (..., width) -> (..., width)
         """Rᵀ y of every vector."""
-        return self._product(y, self.dense.T) * self.signs
-
-    def _product(self, x: Tensor, dense: Tensor) -> Tensor:
-        first, second = self.factors
-        blocks = x.reshape(-1, first.shape[0], second.shape[0])
-        y = (first @ blocks) @ second
-        if self.order > 1:
-            y = dense @ y.reshape(-1, self.order, self.block)
-        return y.reshape(x.shape)
+        return torch.from_numpy(native.unrotate_inputs(self.rotation, y.contiguous().cpu().numpy())).to(y.device)
 
     def stats(self, stats: TapStats) -> TapStats:
         """The statistics of R x, as far as they follow from those of x."""
@@ -57,20 +44,13 @@ class Basis:
         return turned
 
 
-def basis_of(plan: Plan, tap: Tap, device: torch.device | str) -> Basis | None:
+def basis_of(plan: Plan, tap: Tap) -> Basis | None:
     """In which basis a tap's consumers are rounded; None for the model's own."""
     found = rotation(plan, tap.name, tap.width)
-    return None if found is None else Basis(found, device)
+    return None if found is None else Basis(found)
 
 
 def restored(q: QTensor, basis: Basis | None, device: torch.device | str) -> Tensor:
     """What a rounded matrix is in the model's basis, float32 (out, in)."""
     w = dequant(q, device)
     return w if basis is None else basis.inverse(w)
-
-
-def _sylvester(exponent: int, device: torch.device | str) -> Tensor:  # (2^exponent, 2^exponent), orthonormal
-    h = torch.ones(1, 1, device=device)
-    for _ in range(exponent):
-        h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)], 0)
-    return h / math.sqrt(len(h))

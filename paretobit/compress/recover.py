@@ -78,7 +78,7 @@ class Student:
             shape = self.source.shape(name)
             q = load_stored(self._raw, name, self.plan.layers[name].scheme.weight, (shape[0], shape[1]))
             tap = self._tap_of.get(name, self.arch.embed_tap)
-            value = restored(q, basis_of(self.plan, tap, self.device), self.device)
+            value = restored(q, basis_of(self.plan, tap), self.device)
         else:
             value = torch.from_numpy(self.source.read(name)).to(self.device)
         if self._keep:

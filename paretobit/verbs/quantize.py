@@ -160,7 +160,7 @@ def check_feasible(plan: Plan, options: Mapping[str, object]) -> None:
         if layer.scheme.activation:
             raise ParetobitError(f"{layer.scheme} cannot be made yet", hint="leave the a8 out")
         grid = layer.scheme.weight
-        if grid.kind not in (*FLOATS, *methods.load(layer.method).GRIDS):
+        if grid.kind not in (*FLOATS, *methods.grids(layer.method)):
             raise ParetobitError(
                 f"{layer.method} cannot round onto {layer.scheme}",
                 hint=f"use {methods.default(grid)}, or leave --method out",

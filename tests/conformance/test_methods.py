@@ -17,7 +17,7 @@ from paretobit.errors import ParetobitError
 from paretobit.qtensor import QTensor, spread
 from paretobit.scheme import FLOATS, LEVELS, Grid, parse, spell
 
-METHODS = methods.names("round")
+METHODS = [name for name in methods.names("round") if "affine" in methods.grids(name)]
 ROWS, WIDTH, TOKENS = 24, 70, 300
 
 

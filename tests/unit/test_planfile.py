@@ -63,7 +63,7 @@ def test_a_plan_comes_back_from_its_json(plan: Plan) -> None:
 
 
 def test_a_uniform_plan_decides_on_every_matrix() -> None:
-    plan = uniform(ARCH, "hash", "w3g64", None, "gptq", "gptq", {"gptq": {"damp": 0.1}})
+    plan = uniform(ARCH, "hash", "w3g64", None, ("gptq", "gptq", "gptq"), {"gptq": {"damp": 0.1}})
     check_covers(plan, ARCH, "plan")
     assert set(plan.layers) == {name for name, shape in ARCH.shapes().items() if len(shape) == 2}
     assert len(matrices(ARCH)) == 15 and len(matrices(UNTIED)) == 16
@@ -73,14 +73,14 @@ def test_a_uniform_plan_decides_on_every_matrix() -> None:
 
 
 def test_embedding_and_head_can_be_chosen() -> None:
-    plan = uniform(UNTIED, "hash", "w2", "w8g32", "gptq", "rtn", {"gptq": {"damp": 0.1}})
+    plan = uniform(UNTIED, "hash", "w2", "w8g32", ("gptq", "rtn", "gptq"), {"gptq": {"damp": 0.1}})
     assert str(plan.layers[EMBED].scheme) == str(plan.layers[HEAD].scheme) == "w8g32"
     assert (plan.layers[EMBED].method, plan.layers[EMBED].params) == ("rtn", {})
     assert (plan.layers[HEAD].method, plan.layers[HEAD].params) == ("gptq", {"damp": 0.1})
 
 
 def good() -> dict:
-    return json.loads(uniform(ARCH, "hash", "w3g64", None, "rtn", "rtn", {}).to_json())
+    return json.loads(uniform(ARCH, "hash", "w3g64", None, ("rtn", "rtn", "rtn"), {}).to_json())
 
 
 def changed(**fields: object) -> dict:
@@ -150,9 +150,9 @@ def test_what_is_not_json_is_refused(text: str) -> None:
 
 
 def test_a_plan_for_another_model_names_the_first_difference() -> None:
-    plan = uniform(ARCH, "hash", "w3", None, "rtn", "rtn", {})
+    plan = uniform(ARCH, "hash", "w3", None, ("rtn", "rtn", "rtn"), {})
     with pytest.raises(ParetobitError, match=f"{HEAD} is missing from plan.json.*hint:"):
         check_covers(plan, UNTIED, "plan.json")
-    larger = uniform(UNTIED, "hash", "w3", None, "rtn", "rtn", {})
+    larger = uniform(UNTIED, "hash", "w3", None, ("rtn", "rtn", "rtn"), {})
     with pytest.raises(ParetobitError, match=f"{HEAD} is unknown to the model but stands in plan.json.*hint:"):
         check_covers(larger, ARCH, "plan.json")

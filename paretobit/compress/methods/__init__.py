@@ -1,7 +1,7 @@
 """One file a method; its name is its key.
 
-A method file holds `KIND` ("round", "transform" or "train"), `GRIDS` (the kinds of grid it rounds onto), a `Params`
-dataclass and `run`. A rounding method may add
+A method file holds `KIND` ("round", "transform" or "train"), a `Params` dataclass and `run`; `GRIDS` where it rounds onto
+other kinds of grid than affine ones. A rounding method may add
 `needs(params)`, the names of the tap statistics it reads (see compress/stats.py); without it, it reads none.
 """
 
@@ -28,6 +28,11 @@ def load(name: str, kind: str = "round") -> Any:
     if name not in names(kind):
         raise ParetobitError(f"unknown method '{name}'", hint=f"choose from {', '.join(names(kind))}")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def grids(name: str) -> tuple[str, ...]:
+    """The kinds of grid that the method rounds onto."""
+    return getattr(load(name), "GRIDS", ("affine",))
 
 
 def default(grid: Grid, blind: bool = False) -> str:

@@ -23,7 +23,6 @@ from paretobit.qtensor import QTensor
 from paretobit.scheme import Grid
 
 KIND = "round"
-GRIDS = ("affine",)
 
 
 @dataclass(frozen=True)

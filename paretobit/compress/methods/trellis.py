@@ -122,4 +122,4 @@ def refit(w: Tensor, codes: np.ndarray, scale: Tensor, grid: Grid, stats: TapSta
 def levels(codes: np.ndarray, grid: Grid) -> Tensor:  # (out, in)
     """float32 levels from zero of codes uint8 (out, in)."""
     ones = np.ones((len(codes), 1), np.float16)
-    return torch.from_numpy(QTensor(codes, ones, None, grid).dequant())
+    return torch.from_numpy(native.dequant(QTensor(codes, ones, None, grid)))
