@@ -4,7 +4,6 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <algorithm>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -49,9 +48,8 @@ paretobit::Matrix checked(int format, size_t rows, size_t columns, size_t group,
   m.scale = packed.scale->data();
   if (packed.table) {
     require(group >= columns && !packed.zero, "groups or zero points of a trellis");
-    const uint8_t* table = m.table = packed.table->data();
-    require(packed.table->shape(0) == kTable && *std::max_element(table, table + kTable / 2) +
-            *std::max_element(table + kTable / 2, table + kTable) <= 127, "a table of the wrong size, or with levels above 127");
+    m.table = packed.table->data();
+    require(packed.table->shape(0) == kTable && is_table(m.table), "a table of the wrong size, or with levels above 127");
   }
   if (packed.zero) {
     require(packed.zero->shape(0) == l.tiles * l.groups * zero_bytes(f), "zero points of the wrong size");

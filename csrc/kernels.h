@@ -48,7 +48,7 @@ struct FeedbackArgs {
   T* moved;        // (rows, count), the columns as they were rounded; null without pull
 };
 
-constexpr size_t kTrellisTile = 64;       // rows of a ring
+constexpr size_t kTrellisTile = tile_rows(Format::kT1);  // rows of a ring
 constexpr size_t kMostTrellisBlock = 128;  // columns of a block of the column loop
 
 // The same for the trellis grid (paretobit/trellis.py), or codes of columns by themselves. Sizes are checked by the caller.

@@ -57,6 +57,11 @@ constexpr size_t zero_bytes(Format f) {
   }
 }
 
+// Whether every sum of a low and a high entry is a level, at most 127: kernels add them up in seven bits.
+inline bool is_table(const uint8_t* table) {
+  return *std::max_element(table, table + kTable / 2) + *std::max_element(table + kTable / 2, table + kTable) <= 127;
+}
+
 // Bytes of an element of a float matrix.
 constexpr size_t float_bytes(Format f) { return f == Format::kF32 ? 4 : 2; }
 

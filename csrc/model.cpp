@@ -1,6 +1,5 @@
 #include "model.h"
 
-#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 #include <utility>
@@ -58,11 +57,6 @@ bool finite(const Span<uint16_t>& halves) {
   bool all = true;  // without leaving early, so that the compiler takes many at once
   for (size_t i = 0; i < halves.size; ++i) all &= half_is_finite(halves.data[i]);
   return all;
-}
-
-// What a kernel adds up must stay a level, at most 127.
-bool is_table(const uint8_t* table) {
-  return *std::max_element(table, table + kTable / 2) + *std::max_element(table + kTable / 2, table + kTable) <= 127;
 }
 
 Matrix checked(const Stored& s, size_t rows, size_t columns) {

@@ -311,7 +311,7 @@ void dequant_row(const uint8_t* codes, const uint8_t* zero, const uint16_t* scal
 // One ring of a trellis; the windows slide down a strip of columns.
 void dequant_ring(const uint8_t* codes, const uint16_t* scale, int bits, const float* values, size_t rows,
                   size_t columns, float* out) {
-  constexpr size_t kTile = 64, kStrip = 512;
+  constexpr size_t kTile = tile_rows(Format::kT1), kStrip = 512;
   const size_t before = size_t(8 + bits - 1) / size_t(bits);  // codes of a window
   uint8_t window[kStrip];
   for (size_t column = 0; column < columns; column += kStrip) {
@@ -373,7 +373,7 @@ void dequant(const uint8_t* codes, const uint8_t* zero, const Affine& affine, si
 
 void dequant_trellis(const uint8_t* codes, const uint16_t* scale, int bits, const float* values, size_t rows,
                      size_t columns, float* out, int threads) {
-  constexpr size_t kTile = 64;
+  constexpr size_t kTile = tile_rows(Format::kT1);
   parallel_rows((rows + kTile - 1) / kTile, 4 * kTile * columns, threads, [=](size_t first, size_t last) {
     for (size_t t = first * kTile; t < std::min(last * kTile, rows); t += kTile)
       dequant_ring(codes + t * columns, scale + t, bits, values, std::min(kTile, rows - t), columns, out + t * columns);

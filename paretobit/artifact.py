@@ -22,6 +22,7 @@ from paretobit.rotation import Rotation
 from paretobit.scheme import FLOATS, Grid, Scheme, parse
 from paretobit.sizes import parts
 from paretobit.tensorfile import DTYPES, SafetensorsFile, TensorWriter, row_range
+from paretobit.trellis import RING
 from paretobit.work import DAMAGED, MANIFEST, read_bytes, read_json, write_atomically
 
 FORMAT = 2
@@ -119,8 +120,8 @@ class Artifact(Checkpoint):
         elif kind == "trellis" and rows is not None:
             count, _ = self.shape(name)
             first, end = row_range(name, self.shape(name), rows)
-            start = first // packing.RING * packing.RING
-            whole = slice(start, min(count, -(-end // packing.RING) * packing.RING))
+            start = first // RING * RING
+            whole = slice(start, min(count, -(-end // RING) * RING))
             found = native.dequant(self.qtensor(name, whole))[first - start : end - start]
         else:
             found = native.dequant(self.qtensor(name, slice(None) if rows is None else rows))

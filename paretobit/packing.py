@@ -15,9 +15,9 @@ import numpy as np
 
 from paretobit.errors import ParetobitError
 from paretobit.scheme import Grid
+from paretobit.trellis import RING
 
 TILE, SET, QUAD, VECTOR = 32, 16, 4, 64  # rows of a tile and of its sets; columns of a plane; bytes of a vector
-RING = 64  # rows of a trellis's tile
 # Bits of a code, low to high, in the pieces that planes are packed by; eight bits' worth of planes share a vector.
 PIECES = {2: (1,), 4: (2,), 16: (4,), 32: (4, 1), 64: (4, 2), 255: (8,)}
 LEVELS = (2, 3, 4, 8, 16, 32, 64, 255)

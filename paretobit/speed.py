@@ -20,10 +20,10 @@ READ_BYTES, MOST_READ_BYTES = 256 << 20, 1 << 30
 MATRIX_BYTES = 192 << 20
 SPARE = 4  # one part in so many of the free memory is taken at most
 PAGE = 4096
-COLUMNS, TILE = 2048, 32  # of the matrices that are timed
+COLUMNS, TILE = 2048, 64  # of the matrices that are timed; whole tiles of every scheme
 SLOW = 0.2  # seconds that one product may take
 SCHEMES = tuple(f"w{bits}{group}" for bits in ("1", "1.58", "2", "3", "4", "5", "6", "8") for group in ("", "g64"))
-SCHEMES = (*SCHEMES, "bf16")
+SCHEMES = (*SCHEMES, "w1t", "w2t", "w3t", "w4t", "bf16")
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ Source: trellis-coded quantization (Marcellin and Fischer 1990) as a bit-shift t
 of every vector unit looks up.
 
 Rows go in rings of 64 (a tile). The ring's order takes row l of each of its four sets of 16, then row l + 1 of each:
-rows 0, 16, 32, 48, 1, 17, …; after row 63 comes row 0 again, so no weight pays for a start. With `bits` bits a code, the
-window of a weight is the newest eight bits of the stream of codes up to it, its own code lowest:
+rows 0, 16, 32, 48, 1, 17, …; after row 63 comes row 0 again, so no weight pays for a start. With `bits` bits a code,
+the window of a weight is the newest eight bits of the stream of codes up to it, its own code lowest:
 
     value = scale · (low[window & 15] + high[window >> 4] - 63.5)
 

@@ -171,7 +171,7 @@ NEEDS: dict[tuple[str, tuple], tuple] = {
     (PLAN, ("layers", "model.embed_tokens.weight")): (),
     (PLAN, ("layers", "model.embed_tokens.weight", "scheme")): (),
     (PLAN, ("layers", "model.embed_tokens.weight", "params")): ({}, {"name": 1}),
-    (PLAN, ("transforms",)): ([], [{}]),
+    (PLAN, ("transforms",)): ([],),
     (CONFIG, ("model_type",)): (),
     (CONFIG, ("hidden_size",)): (),
     (CONFIG, ("num_hidden_layers",)): (True,),
