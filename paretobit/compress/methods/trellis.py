@@ -30,15 +30,16 @@ GRIDS = ("trellis",)
 class Params:
     """damp: added to the Hessian's diagonal, as a share of its mean; raised tenfold while the factorization fails.
     asymmetric: strength of the GPTAQ term, 0 = off; it acts where inputs come from already rounded blocks.
-    gain: the first row scale, over the one that suits the row's standard deviation. refits: how often scales are fitted
-    to the codes under the Hessian and codes searched anew. guided: weigh tokens and rows by the gradient of the end
-    loss. act_order, block: as gptq's; rotated columns are all alike."""
+    gain: the row scale, over the one that suits the row's standard deviation. refits: how often scales are fitted to the
+    codes under the Hessian and codes searched anew. fit: whether scales are fitted to the codes at the end. guided:
+    weigh tokens and rows by the gradient of the end loss. act_order, block: as gptq's; rotated columns are all alike."""
 
     damp: float = 0.01
     asymmetric: float = 0.25
     gain: float = 1.0
-    refits: int = 1
-    guided: bool = True
+    refits: int = 0
+    fit: bool = True
+    guided: bool = False
     act_order: bool = False
     block: int = 128
 
@@ -71,6 +72,8 @@ def run(w: Tensor, stats: TapStats | None, grid: Grid, params: Params) -> QTenso
     for _ in range(params.refits):
         scale = refit(w, codes, scale, grid, stats, params.asymmetric)
         codes = feed_back(w, scale, stats.row_weight, grid, order, upper, pull, params.block)
+    if params.fit:
+        scale = refit(w, codes, scale, grid, stats, params.asymmetric)
     return QTensor(codes, scale.numpy().astype(np.float16)[:, None], None, grid)
 
 
