@@ -56,7 +56,6 @@ def rows_of(model: str, source: Checkpoint, text: Path, given: argparse.Namespac
     for point in points(given.only):
         row = known.get(key_of(point, source, calibration, original.sha256))
         if point.name in chosen and (row is None or given.again) and not given.known:
-            print(f"{source.name}: {point.name}", file=sys.stderr, flush=True)
             try:
                 row = measure(point, model, source, calibration, windows, tokenizer.bos_id, original)
             except ParetobitError as why:

@@ -26,6 +26,7 @@ from paretobit import hardware
 from paretobit.checkpoint.base import Checkpoint
 from paretobit.evals.divergence import compare
 from paretobit.evals.perplexity import first_position, mean_stderr
+from paretobit.progress import progress
 from paretobit.work import cache_folder
 
 if TYPE_CHECKING:
@@ -90,9 +91,12 @@ def last_states(decoder: Decoder, tokens: np.ndarray) -> np.ndarray:  # (n, t) -
     """What the last block gives the head, at the scored positions."""
     import torch
 
-    first = first_position(tokens.shape[1] + 1)
-    with torch.inference_mode():
-        return np.concatenate([decoder.hidden(torch.from_numpy(row[None]))[:, first:].numpy() for row in tokens])
+    first, found = first_position(tokens.shape[1] + 1), []
+    with torch.inference_mode(), progress("the original's last states", len(tokens)) as advance:
+        for row in tokens:
+            found.append(decoder.hidden(torch.from_numpy(row[None]))[:, first:].numpy())
+            advance(1)
+    return np.concatenate(found)
 
 
 class Rows:
@@ -137,7 +141,9 @@ def measure(
 
     made = point.make(name, source, calibration)
     started = time.monotonic()
-    found = compare(Decoder(made.model, device="cpu").logits, windows, original.logits, bos_id=bos_id)
+    with progress(f"measuring {point.name}", len(windows)) as advance:
+        candidate = Decoder(made.model, device="cpu").logits
+        found = compare(candidate, windows, original.logits, bos_id=bos_id, advance=advance)
     kl, kl_stderr = found.share("kl_divergence")
     parameters = sum(math.prod(source.shape(tensor)) for tensor in source.names())
     return Row(
