@@ -7,13 +7,14 @@ scheme that `quantize` refuses is skipped with its message, so lines may stand h
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bench.peers.llama_cpp import VERSION, kept
 from bench.peers.llama_quantize import TYPES, is_fine, quantized
 from paretobit import __version__, quantize
 from paretobit.artifact import Artifact
-from paretobit.checkpoint.base import Checkpoint
+from paretobit.checkpoint.base import Checkpoint, hash_files
 from paretobit.compress.corpus import Corpus
 from paretobit.scheme import parse
 
@@ -67,7 +68,8 @@ class Ours:
 
     def key(self, calibration: Calibration) -> dict[str, object]:
         reads = {} if self.method == "rtn" else {"calibration": calibration.corpus.hash}
-        return {"scheme": self.scheme, "method": self.method, "more": self.more, "version": __version__} | reads
+        more = {key: _content(value) if key == "plan" else value for key, value in self.more.items()}
+        return {"scheme": self.scheme, "method": self.method, "more": more, "version": __version__} | reads
 
     def make(self, name: str, source: Checkpoint, calibration: Calibration) -> Made:
         to = {} if self.scheme == "plan" else {"to": self.scheme, "method": self.method}
@@ -109,7 +111,7 @@ Point = Ours | Llama
 
 # ---- the list. Trellis rows go to the end of OURS, and mixtures: Ours("plan", "trellis", {"plan": FILE}, label="…")
 
-AFFINE = ("w8g64", "w4g64", "w4g128", "w3g64", "w3g128", "w2g64", "w2g32")
+AFFINE = ("w8g64", "w6g64", "w5g64", "w4g64", "w4g128", "w3g64", "w3g128", "w2g64", "w2g32")
 TRELLIS = ("w4t", "w3t", "w2t", "w1t")
 OURS: tuple[Point, ...] = (
     *(Ours(scheme, method) for method in ("rtn", "gptq") for scheme in AFFINE),
@@ -128,6 +130,12 @@ def points(only: str | None) -> list[Point]:
     if only is None:
         return list(everybody)
     return [point for point in everybody if only == point.family or (only == "ours" and isinstance(point, Ours))]
+
+
+def _content(path: object) -> str:
+    """What identifies a file that an option names: a plan is its content, not where it lies."""
+    file = Path(str(path))
+    return hash_files([file]) if file.is_file() else str(path)
 
 
 def _listed(value: object) -> list[object]:

@@ -104,7 +104,9 @@ def _dominance(rows: Sequence[Row]) -> str:
 
 
 def _smaller(peer: Row, ours: Sequence[Row]) -> str:
+    beyond = " (beyond the bar)" if "+" in peer.name else ""  # not a type of its own: one with another embedding
     what = f"ours of ≤ {SMALLER} × the bytes of {peer.name} ({SMALLER * peer.bytes / 1e6:.1f} MB), KL ≤ {peer.kl:.4f}"
+    what += beyond
     fitting = [row for row in ours if row.bytes <= SMALLER * peer.bytes]
     if not fitting:
         return f"MISSED {what}: nothing is that small"

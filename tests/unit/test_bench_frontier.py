@@ -147,6 +147,14 @@ def test_a_point_is_measured_once_made(
     assert key_of(kind, source, calibration, "x") != key_of(kind, source, other, "x")
 
 
+def test_a_plan_counts_by_its_content(tmp_path: Path, calibration: Calibration) -> None:
+    keys = []
+    for name, content in (("a", "1"), ("b", "1"), ("c", "2")):
+        (tmp_path / name).write_text(content)
+        keys.append(Ours("plan", "trellis", {"plan": tmp_path / name}, label="mixed").key(calibration))
+    assert keys[0] == keys[1] != keys[2]
+
+
 # ---- the importance matrix
 
 
