@@ -9,11 +9,12 @@ an importance matrix. All calibrate on the same tokens, and our decoder evaluate
 on the same windows, as docs/evaluation.md says; a GGUF file's values are those that llama.cpp computes with. Sizes are
 of all that is needed to compute logits, without a tokenizer.
 
-Rows are remembered in the cache folder (frontier/rows.jsonl), so a second run only measures what is missing; --again
-measures the chosen points anew. `*` marks a row made by another state of paretobit's sources. `○` marks a grid of 4
-bits and more with groups of at most 32: the demo models were dequantized from such grids, so these rows show how well
-the source's own levels are found again, and they stay out of the frontier. Ends with what the table says on the
-acceptance bars of bench/frontier_report.py. --draw writes frontier-MODEL.svg (needs matplotlib).
+What is measured is remembered window by window in the cache folder (frontier/rows.jsonl), so a second run, or one with
+more windows, only measures what is missing; --again makes the chosen points anew. `*` marks a row made by another state
+of paretobit's sources. `○` marks a grid of 4 bits and more with groups of at most 32: the demo models were dequantized
+from such grids, so these rows show how well the source's own levels are found again, and they stay out of the frontier.
+Ends with what the table says on the acceptance bars of bench/frontier_report.py. --draw writes frontier-MODEL.svg
+(needs matplotlib). --known measures nothing and prints what is known.
 """
 
 from __future__ import annotations
@@ -22,12 +23,11 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from bench.frontier_points import Calibration, Point, points
 from bench.frontier_report import bars, draw, pair_line, table
-from bench.frontier_rows import Original, Row, Rows, key_of, measure
+from bench.frontier_rows import Original, Row, Rows, key_of, measure, window_id
 from paretobit import hardware, open_model
 from paretobit.checkpoint.base import Checkpoint
 from paretobit.compress.corpus import gather
@@ -42,32 +42,26 @@ def wanted(given: argparse.Namespace) -> list[Point]:
         unknown = set(given.point) - {point.name for point in found}
         if unknown:
             raise SystemExit(f"no point {', '.join(sorted(unknown))}; there are: {', '.join(p.name for p in found)}")
-        found = [point for point in found if point.name in given.point]
+        found = sorted((p for p in found if p.name in given.point), key=lambda p: given.point.index(p.name))
     return found
 
 
 def rows_of(model: str, source: Checkpoint, text: Path, given: argparse.Namespace) -> list[Row]:
     """A row of every point that can be made; says on stderr which cannot, and why."""
     calibration = Calibration(given.calib, given.tokens, gather(source, given.calib, given.tokens, 0, "cpu"))
-    tokenizer = Tokenizer(source.companions)
-    windows = encode_windows(tokenizer, read_text(text), limit=given.windows)
-    original, known = Original(source, windows), Rows()
-    chosen, rows = {point.name for point in wanted(given)}, []
-    for point in points(given.only):
-        row = known.get(key_of(point, source, calibration, original.sha256))
-        if point.name in chosen and (row is None or given.again) and not given.known:
+    windows = encode_windows(Tokenizer(source.companions), read_text(text), limit=given.windows)
+    original, known, ids = None, Rows(), [window_id(window) for window in windows]
+    for point in [] if given.known else wanted(given):
+        if known.get(key_of(point, source, calibration), ids) is None or given.again:
+            original = original or Original(source, windows)
             try:
-                row = measure(point, model, source, calibration, windows, tokenizer.bos_id, original)
+                measure(point, model, source, calibration, windows, original, known, given.again)
             except ParetobitError as why:
                 print(f"skipped {point.name}: {why}", file=sys.stderr)
-                continue
-            known.add(row)
-            print(f"  {row.bytes / 1e6:.1f} MB, KL {row.kl:.4f}; {row.machine}", file=sys.stderr, flush=True)
-        if row is not None:
-            rows.append(row)
+    rows = (known.get(key_of(point, source, calibration), ids) for point in points(given.only))
     print(f"\n{source.name}: {len(windows)} windows of {text.name}; calibration {calibration.corpus.source}, "
           f"{calibration.corpus.ids.size} tokens; {hardware.isa()}")  # fmt: skip
-    return rows
+    return [row for row in rows if row is not None]
 
 
 def main() -> None:
@@ -78,7 +72,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32768)
     parser.add_argument("--text", help="held-out text (default: the demo's)")
     parser.add_argument("--windows", type=int, default=80)
-    parser.add_argument("--point", action="append", help="measure only this one; may be repeated")
+    parser.add_argument("--point", action="append", help="measure only this one; may be repeated, and sets the order")
     parser.add_argument("--again", action="store_true", help="measure anew what is already known")
     parser.add_argument("--known", action="store_true", help="measure nothing: print what is known")
     parser.add_argument("--pair", nargs=2, action="append", default=[], metavar=("A", "B"), help="KL of A less B's")
@@ -94,7 +88,7 @@ def main() -> None:
         source = open_model(model)
         rows = rows_of(model, source, Path(given.text), given)
         if given.json:
-            print(json.dumps([asdict(row) for row in rows], indent=1))
+            print(json.dumps([row.to_json() for row in rows], indent=1))
             continue
         if not rows:
             print("no rows")

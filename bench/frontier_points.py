@@ -6,10 +6,14 @@ scheme that `quantize` refuses is skipped with its message, so lines may stand h
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import paretobit
 from bench.peers.llama_cpp import VERSION, kept
 from bench.peers.llama_quantize import TYPES, is_fine, quantized
 from paretobit import __version__, quantize
@@ -19,6 +23,15 @@ from paretobit.compress.corpus import Corpus
 from paretobit.scheme import parse
 
 FINE_BITS, FINE_GROUP = 4, 32  # grids that can hold the levels of a model dequantized from 4 bits in groups of 32
+
+
+@cache
+def sources() -> str:
+    """A hash of the package's Python files: what a row was made by."""
+    digest, folder = hashlib.sha256(), Path(paretobit.__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -71,11 +84,16 @@ class Ours:
         more = {key: _content(value) if key == "plan" else value for key, value in self.more.items()}
         return {"scheme": self.scheme, "method": self.method, "more": more, "version": __version__} | reads
 
-    def make(self, name: str, source: Checkpoint, calibration: Calibration) -> Made:
+    def make(self, name: str, source: Checkpoint, calibration: Calibration, again: bool = False) -> Made:
         to = {} if self.scheme == "plan" else {"to": self.scheme, "method": self.method}
         options = {**to, **self.more, "calib": calibration.calib, "tokens": calibration.tokens}
         out = kept(source, "frontier") / "".join(c if c.isalnum() else "-" for c in self.name)
+        # quantize leaves a finished model alone, even one that older code has made
+        stamp = out.with_name(out.name + ".sources")
+        if again or not stamp.exists() or stamp.read_text() != sources():
+            shutil.rmtree(out, ignore_errors=True)
         fit = quantize(name, out=str(out), overwrite=True, **options)
+        stamp.write_text(sources())
         words = [f"--{key} {item}" for key, value in options.items() for item in _listed(value)]
         command = f"paretobit quantize {name} {' '.join(words)} -o OUT"
         return Made(Artifact(out), fit.size_bytes, fit.seconds, command)
@@ -99,10 +117,10 @@ class Llama:
     def key(self, calibration: Calibration) -> dict[str, object]:
         return {"type": self.kind, "version": VERSION, "calibration": calibration.corpus.hash}
 
-    def make(self, name: str, source: Checkpoint, calibration: Calibration) -> Made:
+    def make(self, name: str, source: Checkpoint, calibration: Calibration, again: bool = False) -> Made:
         from paretobit.checkpoint.gguf import GgufCheckpoint
 
-        made = quantized(source, self.kind, calibration.corpus)
+        made = quantized(source, self.kind, calibration.corpus, again)
         note = f"{made.fine_share:.0%} of its weights in types of 4 bits and more"
         return Made(GgufCheckpoint(made.path), made.path.stat().st_size, made.seconds, made.command, note)
 

@@ -11,6 +11,7 @@ file's size beside the model's in 16 bits.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import time
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def whole_file(source: Checkpoint) -> Path:
     """The model in 16 bits."""
     path = kept(source, "gguf16") / "whole.gguf"
     if not path.exists():
-        beside = path.with_suffix(".partial")
+        beside = path.with_suffix(f".{os.getpid()}.partial")
         export(source, beside)
         beside.rename(path)
     return path
@@ -67,21 +68,25 @@ def importance(source: Checkpoint, corpus: Corpus) -> Path:
     """The importance matrix of a calibration text."""
     path = kept(source, "imatrix") / f"{corpus.hash[:16]}.gguf"
     if not path.exists():
-        beside = path.with_suffix(".partial")
+        beside = path.with_suffix(f".{os.getpid()}.partial")
         imatrix.write(beside, imatrix.squares(source, corpus.ids), corpus.ids, corpus.source)
         beside.rename(path)
     return path
 
 
-def quantized(source: Checkpoint, kind: str, corpus: Corpus) -> Quantized:
+def quantized(source: Checkpoint, kind: str, corpus: Corpus, again: bool = False) -> Quantized:
     """The file of one type; seconds are 0 where it lay there already. Ends the program if llama.cpp refuses."""
     base, _, embedding = kind.partition("+")
     options = ["--token-embedding-type", embedding] if embedding else []
     shown = " ".join(["llama-quantize --imatrix IMATRIX", *options, "MODEL16.gguf OUT.gguf", base])
     path = kept(source, f"gguf-{corpus.hash[:16]}") / f"{kind}.gguf"
     started, seconds = time.monotonic(), 0.0
-    if not path.exists():
-        whole, matrix, beside = whole_file(source), importance(source, corpus), path.with_suffix(".partial")
+    if again or not path.exists():
+        whole, matrix, beside = (
+            whole_file(source),
+            importance(source, corpus),
+            path.with_suffix(f".{os.getpid()}.partial"),
+        )
         started = time.monotonic()
         command = [tools()["llama-quantize"], "--imatrix", matrix, *options, whole, beside, base, hardware.cores()]
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True, errors="replace")

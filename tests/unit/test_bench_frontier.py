@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from bench import frontier_points, frontier_report, frontier_rows
 from bench.frontier_points import Calibration, Llama, Made, Ours
-from bench.frontier_rows import Original, Row, Rows, frontier, key_of, last_states, measure, paired_kl
+from bench.frontier_rows import Original, Row, Rows, frontier, key_of, last_states, measure, paired_kl, window_id
 from bench.peers import imatrix, llama_quantize
 from paretobit import open_model
 from paretobit.compress.corpus import Corpus
@@ -20,10 +21,10 @@ from tests.checkpoints import tiny_llama_folder
 
 
 def row(name: str, family: str, nbytes: int, *kl: float, bits: float = 3.0, source_grid: bool = False) -> Row:
-    mean, per_window = float(np.mean(kl)), {"kl_divergence": list(kl), "nll": [1.0] * len(kl)}
+    ones = {what: [1.0] * len(kl) for what in frontier_rows.PER_WINDOW}
     return Row(
-        f"{family}/{name}", "tiny", name, family, "", nbytes, bits, mean, 0.01, 10.0, 9.0, 0.5, 1.0, source_grid, "",
-        frontier_rows.sources(), "", per_window,
+        f"{family}/{name}", "tiny", name, family, "", nbytes, bits, 1.0, source_grid, "", frontier_points.sources(), "",
+        ones | {"kl_divergence": list(kl)},
     )  # fmt: skip
 
 
@@ -84,13 +85,25 @@ def test_a_wide_model_misses_its_bar() -> None:
     assert "MISSED w2t at ≤ 2.5 bits: KL ≤ 1.0 × IQ2_XXS's: the smallest has 2.600 bits" in frontier_report.bars(rows)
 
 
-def test_rows_are_remembered_and_the_last_one_counts(tmp_path: Path) -> None:
-    rows = Rows(tmp_path / "deep" / "rows.jsonl")
-    first = row("a", "gptq", 1, 0.5)
-    rows.add(first)
-    rows.add(dataclasses.replace(first, bytes=2))
-    again = Rows(tmp_path / "deep" / "rows.jsonl")
-    assert again.get(first.key) == dataclasses.replace(first, bytes=2) and again.get("other") is None
+FACTS = {key: value for key, value in vars(row("a", "gptq", 1, 0.5)).items() if key != "per_window"}
+
+
+def test_windows_are_put_together_of_the_same_bytes_only(tmp_path: Path) -> None:
+    rows, key = Rows(tmp_path / "deep" / "rows.jsonl"), FACTS["key"]
+    assert rows.get(key, ["x"]) is None and rows.missing(key, "A", ["x", "y"]) == [0, 1]
+    rows.add(FACTS, "A", {"x": [0.5, 1.0, 1.0, 1.0]})
+    assert rows.get(key, ["x", "y"]) is None and rows.missing(key, "A", ["x", "y"]) == [1]
+    rows.add(FACTS | {"seconds": 0.0}, "A", {"y": [0.7, 2.0, 1.0, 0.0]})
+    for again in (rows, Rows(rows.path)):
+        found = again.get(key, ["x", "y"])
+        assert found is not None and found.per_window["kl_divergence"] == [0.5, 0.7]
+        assert found.kl == pytest.approx(0.6) and found.mean("same_top1")[0] == 0.5
+        assert found.perplexity == pytest.approx(math.exp(1.5)) and found.reference_perplexity == pytest.approx(math.e)
+        assert found.seconds == 1.0  # of the first: the second found the file in the cache
+        assert json.loads(json.dumps(found.to_json()))["kl_stderr"] == pytest.approx(0.1)
+    rows.add(FACTS | {"bytes": 2}, "B", {"x": [0.1, 1.0, 1.0, 1.0]})
+    found = Rows(rows.path).get(key, ["x"])
+    assert found is not None and found.bytes == 2 and found.kl == 0.1 and rows.missing(key, "B", ["x", "y"]) == [1]
 
 
 def test_source_grids() -> None:
@@ -130,21 +143,24 @@ def test_a_point_is_measured_once_made(
     monkeypatch.setenv("PARETOBIT_CACHE", str(tmp_path / "cache"))
     source = open_model(tiny_llama_folder(tmp_path / "model"))
     windows = np.random.default_rng(1).integers(0, source.arch.vocab, (3, 16))
-    original = Original(source, windows)
+    original, rows, point = Original(source, windows), Rows(), Ours("w8", "rtn")
     decoder = Decoder(source)
     np.testing.assert_allclose(original.logits(windows[:2, :-1], 8), decoder.logits(windows[:2, :-1], 8), atol=1e-5)
     assert last_states(decoder, windows[:, :-1]).shape == (3, 7, source.arch.hidden)
-    point = Ours("w8", "rtn")
     monkeypatch.setattr(Ours, "make", lambda self, *given: Made(source, 1000, 2.0, "nothing"))
-    found = measure(point, "tiny", source, calibration, windows, None, original)
-    assert found.key == key_of(point, source, calibration, original.sha256)
-    assert found.kl == pytest.approx(0, abs=1e-6) and found.same_top1 == 1.0 and len(found.per_window["nll"]) == 3
+    monkeypatch.setattr(frontier_rows, "AT_ONCE", 2)
+    measure(point, "tiny", source, calibration, windows[1:2], original, rows)
+    measure(point, "tiny", source, calibration, windows, original, rows)
+    key = key_of(point, source, calibration)
+    found = Rows().get(key, [window_id(window) for window in windows])
+    assert found is not None and len(rows.path.read_text().splitlines()) == 2  # one window, then the other two
+    assert found.kl == pytest.approx(0, abs=1e-6) and found.mean("same_top1")[0] == 1.0
     assert found.bits_per_weight == 8000 / sum(math.prod(source.shape(name)) for name in source.names())
     # Rounding to nearest reads no calibration text; llama.cpp's types do.
     other = Calibration("self", 64, Corpus(calibration.corpus.ids + 1, "self"))
-    assert found.key == key_of(point, source, other, original.sha256)
+    assert key == key_of(point, source, other)
     kind = Llama("Q4_0")
-    assert key_of(kind, source, calibration, "x") != key_of(kind, source, other, "x")
+    assert key_of(kind, source, calibration) != key_of(kind, source, other)
 
 
 def test_a_plan_counts_by_its_content(tmp_path: Path, calibration: Calibration) -> None:
