@@ -8,8 +8,8 @@ than ours; here our decoder computes it from token ids, and it is written in lla
 llama-imatrix does by default, embedding and head are left out, and every position of a window counts.
 
 Run alone, it computes both on the same text and prints how much they differ, which needs a model whose tokenizer adds
-no BOS (where one does, llama-imatrix puts it before the text and its windows start one token earlier). On SmolLM2's 4-bit
-file and 8 windows of Wikipedia leads the 210 matrices differ by 0.12 % in the median and 1.9 % at most: llama.cpp
+no BOS (where one does, llama-imatrix puts it before the text and its windows start one token earlier). On SmolLM2's
+4-bit file and 8 windows of Wikipedia leads the 210 matrices differ by 0.12 % in the median and 1.9 % at most: llama.cpp
 multiplies such a file with activations rounded to 8 bits, ours in float32.
 """
 
