@@ -42,7 +42,7 @@ def table(rows: Sequence[Row]) -> str:
     lines = [f"| {header} |", "|" + "---|" * (header.count("|") + 1)]
     best = {row.key for row in frontier(rows)}
     for row in sorted(rows, key=lambda row: row.bytes):
-        rivals = [peer.bytes for peer in rows if peer.family == LLAMA and peer.kl <= row.kl]
+        rivals = [peer.bytes for peer in rows if peer.family == LLAMA != row.family and peer.kl <= row.kl]
         cells = [
             row.name + (" ○" if row.source_grid else "") + ("" if row.sources == sources() else " *"),
             row.family,
@@ -107,6 +107,8 @@ def _smaller(peer: Row, ours: Sequence[Row]) -> str:
     beyond = " (beyond the bar)" if "+" in peer.name else ""  # not a type of its own: one with another embedding
     what = f"ours of ≤ {SMALLER} × the bytes of {peer.name} ({SMALLER * peer.bytes / 1e6:.1f} MB), KL ≤ {peer.kl:.4f}"
     what += beyond
+    if not ours:
+        return f"open   {what}"
     fitting = [row for row in ours if row.bytes <= SMALLER * peer.bytes]
     if not fitting:
         return f"MISSED {what}: nothing is that small"
