@@ -1,0 +1,66 @@
+"""llama.cpp's own llama-quantize and llama-imatrix, built once from the sources that llama-cpp-python carries.
+
+    python -m bench.peers.llama_tools
+
+The source package comes by pip, at the version that the speed comparison installs; cmake and ninja build the two
+programs alone into the cache folder, in one thread at low priority (some 5 minutes). Prints where they are.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+from bench.peers.llama_cpp import VERSION
+from paretobit.work import cache_folder
+
+TOOLS = ("llama-quantize", "llama-imatrix")
+OFF = (
+    "BUILD_SHARED_LIBS", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_SERVER", "LLAMA_BUILD_APP",
+    "LLAMA_BUILD_UI", "LLAMA_USE_PREBUILT_UI", "LLAMA_OPENSSL",
+)  # fmt: skip
+
+
+def tools() -> dict[str, Path]:
+    """name -> program of each of TOOLS, built if need be. Ends the program where a build tool is missing."""
+    folder = cache_folder() / "peers" / f"llama.cpp-{VERSION}"
+    found = {name: folder / name for name in TOOLS}
+    if not all(path.exists() for path in found.values()):
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"building {', '.join(TOOLS)} of llama-cpp-python {VERSION} into {folder}", file=sys.stderr)
+        for needed in ("cmake", "ninja"):
+            if shutil.which(needed) is None:
+                raise SystemExit(f"building llama.cpp needs {needed}: pip install cmake ninja")
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            built = build(sources(Path(scratch)), Path(scratch) / "build")
+            for name, path in found.items():
+                (built / name).rename(path)
+    return found
+
+
+def sources(folder: Path) -> Path:
+    """The tree of llama.cpp inside the source package that pip downloads into `folder`."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
+    subprocess.run([*command, "--dest", folder, f"llama-cpp-python=={VERSION}"], check=True)
+    (archive,) = folder.glob("llama_cpp_python-*.tar.gz")
+    with tarfile.open(archive) as packed:
+        packed.extractall(folder, filter="data")
+    return archive.with_name(archive.name.removesuffix(".tar.gz")) / "vendor" / "llama.cpp"
+
+
+def build(source: Path, folder: Path) -> Path:
+    """The folder of programs. Statically linked: they are moved out of the build."""
+    flags = ["-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", *(f"-D{name}=OFF" for name in OFF)]
+    log = subprocess.DEVNULL
+    subprocess.run(["cmake", "-G", "Ninja", "-S", source, "-B", folder, *flags], check=True, stdout=log)
+    subprocess.run(["nice", "-n", "10", "ninja", "-C", folder, "-j", "1", *TOOLS], check=True, stdout=log)
+    return folder / "bin"
+
+
+if __name__ == "__main__":
+    for made in tools().values():
+        print(made)
