@@ -7,6 +7,7 @@ goes on with the block it was in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from paretobit.checkpoint.base import Checkpoint
 from paretobit.compress import calibrate, estimate, guide, methods, recover
 from paretobit.compress.basis import Basis, basis_of, restored
 from paretobit.compress.model import Decoder
+from paretobit.compress.recover import Recipe
 from paretobit.compress.stats import CROSS, GUIDE, TapStats
 from paretobit.compress.statsfile import StatsFolder
 from paretobit.compress.world import World
@@ -51,6 +53,7 @@ class Job:
     sequential: bool = True
     stats: StatsFolder | None = None
     recover: bool | None = None
+    recipe: Recipe = field(default_factory=Recipe)
     device: str = "cpu"
     world: World = field(default_factory=World)
 
@@ -77,7 +80,11 @@ def announce(job: Job) -> None:
     """Say how long it will take and how much memory it will need."""
     needs = job.needs(job.plan.layers) if job.stats is None else frozenset()
     tokens = 0 if job.windows is None else job.windows.size
-    say(estimate.lines(job.source.name, job.source.arch, tokens, needs, ROWS_PER_CHUNK))
+    arch = job.source.arch
+    shapes, layers = arch.shapes(), job.plan.layers.items()
+    searched = sum(math.prod(shapes[name]) for name, layer in layers if layer.scheme.weight.kind == "trellis")
+    extra = estimate.Extra(searched, tokens * job.recipe.epochs if job.recovers else 0)
+    say(estimate.lines(job.source.name, arch, tokens, needs, ROWS_PER_CHUNK, extra))
 
 
 def run(job: Job, work: Work) -> list[Path]:
@@ -114,7 +121,7 @@ def run(job: Job, work: Work) -> list[Path]:
     made = [*units, ends]
     if job.recovers:
         assert job.windows is not None
-        made.append(recover.run(job.source, job.plan, job.windows, made, work, recover.Recipe(), job.device))
+        made.append(recover.run(job.source, job.plan, job.windows, made, work, job.recipe, job.device))
     return made
 
 

@@ -10,19 +10,31 @@ import math
 import statistics
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 
 from paretobit.arch import Arch
 from paretobit.compress.calibrate import PAIRED_TOKENS
-from paretobit.compress.stats import CROSS
+from paretobit.compress.stats import CROSS, GUIDE
 
 BASE_BYTES = 500e6  # python, torch and its thread pools
 WEIGHT_SECONDS = 4.5e-8  # reading, scale search and packing, a weight
 COLUMN_SECONDS = 2.5e-8  # the column loop of error feedback, a weight
 ELEMENT_SECONDS = 6e-9  # attention, norms, activations: a token, layer and channel
+SEARCH_SECONDS = 5e-8  # the Viterbi search, a weight, all threads
+GUIDE_PASSES, RECOVERY_PASSES = 3, 5  # forward passes that they cost: forward, forward again, backward; the original
 FACTOR_PRODUCTS = 3  # products of width³ that factoring a tap's Hessian costs; twice that with `cross`
 FACTOR_MATRICES = 3  # (width, width) matrices held while factoring, beside the statistics
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Work beside calibration. searched: weights whose codes are found by a Viterbi search; recovered: tokens, as often
+    as recovery sees them."""
+
+    searched: int = 0
+    recovered: int = 0
 
 
 def matmul_flops(products: int = 4) -> float:
@@ -49,7 +61,7 @@ def _streams(tokens: int, needs: frozenset[str]) -> float:
     return 1 + min(1, PAIRED_TOKENS / max(tokens, 1)) if CROSS in needs else 1
 
 
-def seconds(arch: Arch, tokens: int, needs: frozenset[str], flops: float) -> float:
+def seconds(arch: Arch, tokens: int, needs: frozenset[str], flops: float, extra: Extra = Extra()) -> float:
     """Predicted duration of one quantization."""
     shapes = [s for s in arch.shapes().values() if len(s) == 2]
     total = WEIGHT_SECONDS * sum(map(math.prod, shapes))
@@ -60,7 +72,10 @@ def seconds(arch: Arch, tokens: int, needs: frozenset[str], flops: float) -> flo
         products = work_flops(arch, tokens, needs) + streams * (2.0 * FACTOR_PRODUCTS * cubes + feedback)
         total += ELEMENT_SECONDS * streams * tokens * arch.layers * (arch.hidden + arch.intermediate)
         total += products / flops + COLUMN_SECONDS * sum(map(math.prod, shapes))
-    return total
+        if GUIDE in needs:
+            total += GUIDE_PASSES * 2.0 * tokens * sum(map(math.prod, shapes)) / flops
+    total += SEARCH_SECONDS * extra.searched
+    return total + RECOVERY_PASSES * 2.0 * extra.recovered * sum(map(math.prod, shapes)) / flops
 
 
 def peak_bytes(arch: Arch, tokens: int, needs: frozenset[str], vocab_rows: int) -> float:
@@ -76,11 +91,11 @@ def peak_bytes(arch: Arch, tokens: int, needs: frozenset[str], vocab_rows: int) 
     return BASE_BYTES + max(live + matrices + streams * block, ends + 4 * tokens * streams * arch.hidden)
 
 
-def lines(name: str, arch: Arch, tokens: int, needs: Iterable[str], vocab_rows: int) -> str:
+def lines(name: str, arch: Arch, tokens: int, needs: Iterable[str], vocab_rows: int, extra: Extra = Extra()) -> str:
     """The announcement, in words."""
     wanted = frozenset(needs)
     flops = matmul_flops()
-    took, peak = seconds(arch, tokens, wanted, flops), peak_bytes(arch, tokens, wanted, vocab_rows)
+    took, peak = seconds(arch, tokens, wanted, flops, extra), peak_bytes(arch, tokens, wanted, vocab_rows)
     text = f", {tokens} calibration tokens" if wanted else ""
     return f"{name}{text}: about {_minutes(took)} and {peak / 1e9:.1f} GB of memory ({flops / 1e9:.0f} GFLOP/s here)"
 

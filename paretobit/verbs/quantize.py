@@ -92,7 +92,7 @@ def quantize(
         return collect_shard(source, Path(out), shard, calib, tokens, seed, device, overwrite)
     world = join()
     sequential = inputs != FULL and stats is None
-    job = Job(source, decided, None, sequential, None, recover, pick_device(device), world)
+    job = Job(source, decided, None, sequential, None, recover, device=pick_device(device), world=world)
     calibration = prepare_calibration(job, calib, tokens, seed, stats)
     return run(job, Path(out), calibration, unasked(decided, to, method, embed), overwrite)
 
@@ -271,6 +271,7 @@ def describe_job(job: Job, calibration: Mapping[str, object]) -> dict[str, objec
         "plan": sha256(job.plan.to_json().encode()).hexdigest(),
         "calibration": dict(calibration),
         "inputs": SEQUENTIAL if job.sequential else FULL,
+        "recovery": asdict(job.recipe) if job.recovers else None,
         "version": __version__,
         "isa": hardware.isa(),
         "device": job.device,

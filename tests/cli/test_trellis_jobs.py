@@ -182,7 +182,9 @@ def test_an_interrupted_job_measures_the_guide_once(
 def test_methods_that_cannot_are_refused(model: Path, tmp_path: Path, command: Command, method: str) -> None:
     done = command("quantize", model, "--to", "w4t", "--method", method, "-o", tmp_path / "out")
     assert done.code == 2 and f"{method} cannot round onto w4t; hint: use trellis" in done.error
-    done = command("quantize", model, "--to", "w4g64", "--embed", "w4g64", "--method", "trellis", "-o", tmp_path / "out")
+    done = command(
+        "quantize", model, "--to", "w4g64", "--embed", "w4g64", "--method", "trellis", "-o", tmp_path / "out"
+    )
     assert done.code == 2 and "trellis cannot round onto w4g64; hint: use gptq" in done.error
 
 

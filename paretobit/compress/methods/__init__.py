@@ -1,8 +1,8 @@
 """One file a method; its name is its key.
 
-A method file holds `KIND` ("round", "transform" or "train"), a `Params` dataclass and `run`; `GRIDS` where it rounds onto
-other kinds of grid than affine ones. A rounding method may add
-`needs(params)`, the names of the tap statistics it reads (see compress/stats.py); without it, it reads none.
+A method file holds `KIND` ("round", "transform" or "train"), a `Params` dataclass and `run`; `GRIDS` where it rounds
+onto other kinds of grid than affine ones. A rounding method may add `needs(params)`, the names of the tap statistics it
+reads (see compress/stats.py); without it, it reads none.
 """
 
 from __future__ import annotations

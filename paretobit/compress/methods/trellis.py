@@ -30,9 +30,9 @@ GRIDS = ("trellis",)
 class Params:
     """damp: added to the Hessian's diagonal, as a share of its mean; raised tenfold while the factorization fails.
     asymmetric: strength of the GPTAQ term, 0 = off; it acts where inputs come from already rounded blocks.
-    gain: the row scale, over the one that suits the row's standard deviation. refits: how often scales are fitted to the
-    codes under the Hessian and codes searched anew. fit: whether scales are fitted to the codes at the end. guided:
-    weigh tokens and rows by the gradient of the end loss. act_order, block: as gptq's; rotated columns are all alike."""
+    gain: the row scale, over the one that suits the row's standard deviation. refits: how often scales are fitted to
+    the codes under the Hessian and codes searched anew. fit: whether scales are fitted to the codes at the end. guided:
+    weigh tokens and rows by the gradient of the end loss. act_order, block: as gptq's; rotated columns are alike."""
 
     damp: float = 0.01
     asymmetric: float = 0.25
