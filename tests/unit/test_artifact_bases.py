@@ -97,7 +97,7 @@ def test_padding_that_is_not_zero_is_refused(copy: Path) -> None:
     Artifact(copy).read(EMBED)
 
 
-@pytest.mark.parametrize("scheme", ["w3t", "w4", "w4g64", "w4t4"])
+@pytest.mark.parametrize("scheme", ["w3t", "w4", "w4g64", "w3t4"])
 def test_another_scheme_than_the_stored_one_is_refused(copy: Path, scheme: str) -> None:
     facts = json.loads((copy / PLAN).read_text())
     facts["layers"][EMBED]["scheme"] = scheme
