@@ -30,6 +30,7 @@ from paretobit.work import cache_folder
 
 PER_WINDOW = ("kl_divergence", "nll", "reference_nll", "same_top1")
 AT_ONCE = 10  # windows a line: what an interrupted run loses
+SAME_SIZE = 1.001
 
 
 @dataclass(frozen=True)
@@ -196,11 +197,18 @@ def measure(
 
 
 def frontier(rows: Iterable[Row]) -> list[Row]:
-    """The rows that no other one beats in both bytes and KL, by rising size. Source-grid rows do not take part."""
+    """The rows that no other beats in both bytes and KL, by bytes; source grids neither count nor are counted.
+
+    Sizes within a thousandth are one size: plans and headers differ by some bytes where the weights do not.
+    """
+    fair = sorted((row for row in rows if not row.source_grid), key=lambda row: (row.bytes, row.kl))
     best: list[Row] = []
-    for row in sorted((row for row in rows if not row.source_grid), key=lambda row: (row.bytes, row.kl)):
-        if not best or row.kl < best[-1].kl:
-            best.append(row)
+    for row in fair:
+        if best and row.kl >= best[-1].kl:
+            continue
+        if best and row.bytes <= best[-1].bytes * SAME_SIZE:
+            best.pop()
+        best.append(row)
     return best
 
 

@@ -201,11 +201,9 @@ def warn_of_ruin(plan: Plan) -> None:
     """Say so before the work when the grid is known to destroy ordinary models."""
     layers = plan.layers.values()
     if any(layer.scheme.weight.bits < 2 for layer in layers):
-        say(
-            "warning: below 2 bits rounding alone destroys ordinary models; train the model for it, or use w2g64 and up"
-        )
+        say("warning: below 2 bits rounding alone destroys ordinary models; train the model for it, or use w2t and up")
     elif any(layer.scheme.weight.bits == 2 and layer.method == "rtn" for layer in layers):
-        say("warning: 2 bits rounded to nearest destroy ordinary models; use --method gptq, or w3g64 and up")
+        say("warning: 2 bits rounded to nearest destroy ordinary models; use w2t, or --method gptq")
 
 
 def run(job: Job, out: Path, calibration: dict[str, object], fallbacks: list[dict[str, str]], overwrite: bool) -> Fit:

@@ -34,6 +34,8 @@ def test_the_frontier_is_what_nothing_beats_in_both() -> None:
     hollow = row("g", "rtn", 5, 0.01, source_grid=True)
     assert frontier([c, *beaten, hollow, a, b]) == [a, b, c]
     assert frontier([]) == []
+    large = row("rtn of the same size", "rtn", 100_000, 0.9), row("h", "gptq", 100_050, 0.01)
+    assert frontier([*large, a]) == [a, large[1]]
 
 
 def test_differences_are_paired_by_window() -> None:
@@ -122,7 +124,6 @@ def test_names_are_unique() -> None:
 
 
 def test_the_picture_is_the_same_for_the_same_rows(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     rows = [row("Q3_K_M", "llama.cpp", 200, 0.1), row("w4g32 gptq", "gptq", 150, 0.01, source_grid=True)]
     for name in ("a.svg", "b.svg"):
         frontier_report.draw(rows, "tiny", tmp_path / "new" / name)
