@@ -46,7 +46,7 @@ def one_run(model: str, tokens: int, scheme: str, inputs: str, out: str, calib: 
 
     source = open_model(model)
     before = sgemm()
-    fit = quantize(model, to=scheme, out=out, calib=calib, tokens=tokens, inputs=inputs)
+    fit = quantize(model, to=scheme, out=out, calib=calib, tokens=tokens, inputs=inputs, recover=False)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     speed = (before + sgemm()) / 2
     arch = source.arch

@@ -44,7 +44,7 @@ class Recipe:
 
     epochs: int = 2
     batch: int = 2
-    rate: float = 2e-3
+    rate: float = 4e-3
 
 
 class Student:
