@@ -2,8 +2,8 @@
 
     python -m bench.encode [--rows 4096] [--columns 512] [--rounds 5]
 
-Million weights a second, median of the rounds with the smallest and the largest; every weight is passed three times. The
-last column is the limit: how many times longer a search takes than its bare arithmetic (256 windows · 3 turns · 2
+Million weights a second, median of the rounds with the smallest and the largest; every weight is passed three times.
+The last column is the limit: how many times longer a search takes than its bare arithmetic (256 windows · 3 turns · 2
 operations a weight) would at the speed of a 2048 × 2048 product.
 """
 
