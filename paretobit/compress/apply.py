@@ -121,7 +121,7 @@ def run(job: Job, work: Work) -> list[Path]:
     made = [*units, ends]
     if job.recovers:
         assert job.windows is not None
-        made.append(recover.run(job.source, job.plan, job.windows, made, work, job.recipe, job.device))
+        made.append(recover.run(job.source, job.plan, job.windows, made, work, job.recipe, job.device, job.world))
     return made
 
 

@@ -25,6 +25,7 @@ from paretobit.checkpoint.base import Checkpoint
 from paretobit.compress.backward import backward, forward, head_pieces
 from paretobit.compress.basis import basis_of, restored
 from paretobit.compress.model import Decoder
+from paretobit.compress.world import World
 from paretobit.errors import ParetobitError
 from paretobit.planfile import Plan
 from paretobit.progress import progress
@@ -122,18 +123,24 @@ class Student:
 
 
 def run(source: Checkpoint, plan: Plan, windows: np.ndarray, units: list[Path], work: Work, recipe: Recipe,
-        device: str) -> Path:  # fmt: skip
-    """Train on windows (n, tokens) int64; returns a file with the arrays that replace the units'. Resumable."""
-    out = work.path("recovered.safetensors")
-    if out.exists():
+        device: str, world: World) -> Path:  # fmt: skip
+    """Train on windows (n, tokens) int64, this process's share; returns a file with the arrays that replace the units'.
+
+    Resumable. Several processes take as many steps as the one with the fewest windows, each with the sum of all
+    gradients; the leader writes.
+    """
+    out, saved = work.path("recovered.safetensors"), work.path("recovery.safetensors")
+    if world.least(int(out.exists())):
         return out
     student = Student(source, plan, units, device)
     parameters = sum(map(math.prod, source.arch.shapes().values()))
     teacher = Decoder(source, device=device, keep=parameters <= SMALL)
     optimizer = torch.optim.Adam(student.deltas.values(), lr=recipe.rate, betas=(0.9, 0.99))
-    order = np.concatenate([np.random.default_rng(i).permutation(len(windows)) for i in range(recipe.epochs)])
+    count = world.least(len(windows))
+    order = np.concatenate([np.random.default_rng(i).permutation(count) for i in range(recipe.epochs)])
     steps = [order[i : i + recipe.batch] for i in range(0, len(order), recipe.batch)]
-    done, saved = _resume(work, student, optimizer), time.monotonic()
+    done, saved_at = _resume(saved, student, optimizer), time.monotonic()
+    world.wait()  # until all have read what is saved
     with progress(f"recovering {source.name}", len(steps)) as advance:
         advance(done)
         for step in range(done, len(steps)):
@@ -141,14 +148,18 @@ def run(source: Checkpoint, plan: Plan, windows: np.ndarray, units: list[Path], 
                 group["lr"] = recipe.rate * (1 + math.cos(math.pi * step / len(steps))) / 2
             optimizer.zero_grad()
             loss = one_step(student, teacher, torch.from_numpy(windows[steps[step]]).to(student.device))
+            for delta in student.deltas.values():
+                delta.grad = world.total(torch.zeros_like(delta) if delta.grad is None else delta.grad)
             if not math.isfinite(loss):
                 raise ParetobitError(f"recovery diverged at step {step}", hint="leave it out with --no-recover")
             optimizer.step()
-            if time.monotonic() - saved > SAVE_SECONDS:
-                _save(work, student, optimizer, step + 1)
-                saved = time.monotonic()
+            if world.leads and time.monotonic() - saved_at > SAVE_SECONDS:
+                _save(saved, student, optimizer, step + 1)
+                saved_at = time.monotonic()
             advance(1)
-    write_arrays(out, student.arrays())
+    if world.leads:
+        write_arrays(out, student.arrays())
+    world.wait()
     return out
 
 
@@ -191,18 +202,17 @@ def _head(student: Student, teacher: Decoder, original: Tensor, z: Tensor) -> tu
     return loss / len(z), found
 
 
-def _save(work: Work, student: Student, optimizer: torch.optim.Adam, step: int) -> None:
+def _save(path: Path, student: Student, optimizer: torch.optim.Adam, step: int) -> None:
     arrays = {"step": np.array([step], np.float32)}
     for name, delta in student.deltas.items():
         state = optimizer.state[delta]
         parts = {"delta": delta.detach(), "first": state["exp_avg"], "second": state["exp_avg_sq"]}
         arrays |= {f"{kind} {name}": value.cpu().numpy() for kind, value in parts.items()}
-    write_arrays(work.path("recovery.safetensors"), arrays)
+    write_arrays(path, arrays)
 
 
-def _resume(work: Work, student: Student, optimizer: torch.optim.Adam) -> int:
+def _resume(path: Path, student: Student, optimizer: torch.optim.Adam) -> int:
     """Go on from what `_save` left; returns the steps that are done."""
-    path = work.path("recovery.safetensors")
     if not path.exists():
         return 0
     file = SafetensorsFile(path)

@@ -244,7 +244,9 @@ def prepare_calibration(job: Job, calib: str, tokens: int, seed: int, stats: str
     if stats is not None:
         job.stats = StatsFolder(Path(stats))
         job.stats.check_for(job.source)
-    if not job.needs(job.plan.layers):
+    if job.recover and job.stats is not None:
+        raise ParetobitError("--recover needs text, and --stats holds none", hint="leave one of the two out")
+    if not job.needs(job.plan.layers) and not job.recover:
         return {"source": "none"}
     if job.stats is not None:
         # Sums of other shards differ in their last bits.

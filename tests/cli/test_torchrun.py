@@ -18,6 +18,7 @@ import torch
 from checkpoints import tiny_llama_folder
 
 from paretobit.artifact import Artifact
+from paretobit.checkpoint import open_model
 from paretobit.compress.stats import TapStats
 from paretobit.compress.world import World, join
 
@@ -94,11 +95,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "model", folder / "text.txt"
 
 
-def command(model: Path, text: Path, out: Path, processes: int, method: str = "gptq") -> list[str]:
+def command(
+    model: Path, text: Path, out: Path, processes: int, to: str = "w3g16", more: tuple[str, ...] = ()
+) -> list[str]:
     start = [sys.executable, "-m"]
     if processes > 1:
         start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-    options = ["--to", "w3g16", "--method", method, "--calib", str(text), "--tokens", "4096", "-o", str(out)]
+    options = ["--to", to, "--calib", str(text), "--tokens", "4096", "-o", str(out), *more]
     return [*start, "paretobit", "quantize", str(model), *options]
 
 
@@ -120,6 +123,21 @@ def test_torchrun_quantizes_like_one_process(model: tuple[Path, Path], tmp_path:
         # one in a million, and takes the rest of its row along at worst.
         differs = (one.qtensor(name).codes != two.qtensor(name).codes).any(axis=1)
         assert differs.mean() < 0.05, f"{name}: {differs.sum()} rows of {len(differs)} differ"
+
+
+def test_torchrun_guides_and_recovers_like_one_process(model: tuple[Path, Path], tmp_path: Path) -> None:
+    """Targets are drawn and batches taken differently, so the results are alike, not equal."""
+    made = {}
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        done = run(command(*model, out, processes, "w2t", ("--set", "trellis.guided=on")))
+        assert done.returncode == 0, done.stderr
+        made[processes] = Artifact(out)
+    source = open_model(str(model[0]))
+    for name in made[1].plan.layers:
+        original = source.read(name)
+        errors = [((made[n].read(name) - original) ** 2).mean() / (original**2).mean() for n in (1, 2)]
+        assert 0 < errors[1] < 1.3 * errors[0], name
 
 
 def test_torchrun_resumes_after_a_kill(model: tuple[Path, Path], tmp_path: Path) -> None:

@@ -205,6 +205,24 @@ def test_an_untied_embedding_is_rounded_without_statistics(tmp_path: Path, text:
     check_runtimes_agree(source)
 
 
+def test_any_scheme_can_be_recovered(model: Path, text: Path, tmp_path: Path, quick: None) -> None:
+    plain = made(model, text, tmp_path / "plain", "w3g16", method="rtn")
+    trained = made(model, text, tmp_path / "trained", "w3g16", method="rtn", recover=True)
+    assert plain.manifest["calibration"]["source"] == "none" != trained.manifest["calibration"]["source"]
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert np.array_equal(plain.qtensor(name).codes, trained.qtensor(name).codes)
+    assert not np.array_equal(plain.qtensor(name).scale, trained.qtensor(name).scale)
+    check_runtimes_agree(trained)
+
+
+def test_statistics_alone_cannot_recover(model: Path, text: Path, tmp_path: Path, command: Command) -> None:
+    shard = ("--to", "w2t", "--calib", text, "--tokens", TOKENS, "--shard", "0/1", "-o", tmp_path / "stats")
+    assert command("quantize", model, *shard).code == 0
+    done = command("quantize", model, "--to", "w2t", "--stats", tmp_path / "stats", "--recover", "-o", tmp_path / "out")
+    assert done.code == 2 and "--recover needs text" in done.error
+    assert command("quantize", model, "--to", "w2t", "--stats", tmp_path / "stats", "-o", tmp_path / "out").code == 0
+
+
 def test_trellis_needs_its_own_grid() -> None:
     from paretobit.compress.methods import trellis
     from paretobit.scheme import parse
