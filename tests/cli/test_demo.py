@@ -28,6 +28,7 @@ def test_a_second_demo_reuses_results_but_not_another_versions(small: None, mode
         "w4g64 gptq",
         "w3g64 rtn",
         "w3g64 gptq",
+        "w3t trellis",
     ]
     assert first.rows[0].kl_divergence == 0 and all(row.kl_divergence > 0 for row in first.rows[1:])
     [folder] = (tmp_path / "demo-runs").iterdir()
