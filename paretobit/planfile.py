@@ -90,15 +90,17 @@ def uniform(
         HEAD: Layer(embedding, head_method, params.get(head_method, {})),
     }
     layers = {name: ends.get(name, block) for name in matrices(arch)}
-    trellis = any(layer.scheme.weight.kind == "trellis" for layer in layers.values())  # it wants Gaussian weights
-    return Plan(model, layers, ({"method": ROTATE, "seed": 0},) if trellis else ())
+    # A trellis wants Gaussian weights; whoever shares a tap with one turns along.
+    turned = [t.name for t in taps(arch) if any(layers[c].scheme.weight.kind == "trellis" for c in t.consumers)]
+    some = {} if len(turned) == len(taps(arch)) else {"taps": turned}
+    return Plan(model, layers, ({"method": ROTATE, "seed": 0, **some},) if turned else ())
 
 
 def rotation(plan: Plan, tap: str, width: int) -> Rotation | None:
     """The rotation of a tap's activations (and its consumers' columns) under this plan; None where there is none."""
     for transform in plan.transforms:
-        taps, seed = transform.get("taps"), transform.get("seed", 0)
-        if transform.get("method") == ROTATE and (taps is None or tap in taps):  # type: ignore[operator]
+        named, seed = transform.get("taps"), transform.get("seed", 0)
+        if transform.get("method") == ROTATE and (named is None or tap in named):  # type: ignore[operator]
             return Rotation.of(width, seed, tap)  # type: ignore[arg-type]
     return None
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from paretobit.compress.model import Decoder, finish
 
 Weights = Callable[[int], dict[str, Tensor]]  # of one layer
-HEAD_TOKENS = 256  # whose logits are alive together
+LOGITS = 1 << 24  # that are alive together
 
 
 @torch.no_grad()
@@ -36,7 +36,8 @@ def backward(decoder: Decoder, weights: Weights, states: list[Tensor], gradient:
     return gradient
 
 
-def head_pieces(tokens: int) -> Iterator[slice]:
-    """All tokens, some at a time."""
-    for start in range(0, tokens, HEAD_TOKENS):
-        yield slice(start, min(start + HEAD_TOKENS, tokens))
+def head_pieces(tokens: int, vocab: int) -> Iterator[slice]:
+    """All tokens, so many at a time that their logits need a bounded amount of memory."""
+    step = max(1, LOGITS // vocab)
+    for start in range(0, tokens, step):
+        yield slice(start, min(start + step, tokens))

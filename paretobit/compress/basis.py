@@ -34,13 +34,14 @@ class Basis:
         return torch.from_numpy(native.unrotate_inputs(self.rotation, y.contiguous().cpu().numpy())).to(y.device)
 
     def stats(self, stats: TapStats) -> TapStats:
-        """The statistics of R x, as far as they follow from those of x."""
+        """The statistics of R x, as far as they follow from those of x, which gives its matrices up."""
         turned = dataclasses.replace(stats, absmax=None, absmean=None, factors={})
-        if stats.hessian is not None:
-            turned.hessian = self.forward(self.forward(stats.hessian).T)
+        stats.hessian = stats.cross = None  # wide ones are the most that is held at any time
+        if turned.hessian is not None:
+            turned.hessian = self.forward(self.forward(turned.hessian).T)
             turned.hessian = (turned.hessian + turned.hessian.T) / 2
-        if stats.cross is not None:
-            turned.cross = self.forward(self.forward(stats.cross).T).T.contiguous()
+        if turned.cross is not None:
+            turned.cross = self.forward(self.forward(turned.cross).T).T.contiguous()
         return turned
 
 

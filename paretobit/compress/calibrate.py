@@ -20,7 +20,7 @@ from torch import Tensor
 from paretobit.arch import Tap
 from paretobit.compress.guide import Guide
 from paretobit.compress.model import Decoder, finish
-from paretobit.compress.stats import CROSS, TapStats
+from paretobit.compress.stats import CROSS, GUIDE, TapStats
 from paretobit.compress.world import World
 from paretobit.tensorfile import SafetensorsFile, write_arrays
 from paretobit.work import Work
@@ -47,9 +47,9 @@ class Walk:
     def batches(self, states: Tensor) -> list[Tensor]:
         return list(states.split(_windows_per_batch(states)))
 
-    def _token_weights(self, tap: Tap) -> list[Tensor] | list[None]:
-        """How much the tokens of each batch count at a tap."""
-        if self.guide is None:
+    def _token_weights(self, tap: Tap, needs: frozenset[str]) -> list[Tensor] | list[None]:
+        """How much the tokens of each batch count at a tap; alike where none of these needs is a guide."""
+        if self.guide is None or GUIDE not in needs:
             return [None] * len(self.batches(self.hidden))
         return list(self.guide.tokens[tap.name].split(_windows_per_batch(self.hidden)))
 
@@ -66,7 +66,7 @@ class Walk:
             beside = [self.decoder.block(layer, original, x) for x in self.batches(self.full)]
         for tap in self.decoder.arch.taps(layer):
             stats = TapStats.empty(tap.width, needs, self.hidden.device)
-            weights_of = self._token_weights(tap)
+            weights_of = self._token_weights(tap, needs)
             for i, run in enumerate(runs):
                 _, x = next(run)
                 stats.add(x, next(beside[i])[1] if i < len(beside) else None, weights_of[i])
@@ -87,7 +87,7 @@ class Walk:
         """Statistics of what the head multiplies: the normed output of the last block."""
         tap = self.decoder.arch.head_tap
         stats = TapStats.empty(tap.width, needs - {CROSS}, self.hidden.device)
-        for x, weight in zip(self.batches(self.hidden), self._token_weights(tap), strict=True):
+        for x, weight in zip(self.batches(self.hidden), self._token_weights(tap, needs), strict=True):
             stats.add(self.decoder.head_input(x), weight=weight)
         world.reduce(stats)
         return stats.complete()

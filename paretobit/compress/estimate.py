@@ -15,13 +15,16 @@ from dataclasses import dataclass
 import torch
 
 from paretobit.arch import Arch
+from paretobit.compress.backward import LOGITS
 from paretobit.compress.calibrate import PAIRED_TOKENS
+from paretobit.compress.recover import SMALL
 from paretobit.compress.stats import CROSS, GUIDE
 
 BASE_BYTES = 500e6  # python, torch and its thread pools
 WEIGHT_SECONDS = 4.5e-8  # reading, scale search and packing, a weight
 COLUMN_SECONDS = 2.5e-8  # the column loop of error feedback, a weight
 ELEMENT_SECONDS = 6e-9  # attention, norms, activations: a token, layer and channel
+LOGIT_COPIES = 6  # of a piece of logits, alive together where gradients are taken
 SEARCH_SECONDS = 5e-8  # the Viterbi search, a weight, all threads
 GUIDE_PASSES, RECOVERY_PASSES = 3, 5  # forward passes that they cost: forward, forward again, backward; the original
 FACTOR_PRODUCTS = 3  # products of width³ that factoring a tap's Hessian costs; twice that with `cross`
@@ -78,8 +81,15 @@ def seconds(arch: Arch, tokens: int, needs: frozenset[str], flops: float, extra:
     return total + RECOVERY_PASSES * 2.0 * extra.recovered * sum(map(math.prod, shapes)) / flops
 
 
-def peak_bytes(arch: Arch, tokens: int, needs: frozenset[str], vocab_rows: int) -> float:
-    """Predicted peak memory: one block with activations and its widest tap's statistics, or the embedding's codes."""
+def peak_bytes(arch: Arch, tokens: int, needs: frozenset[str], vocab_rows: int, extra: Extra = Extra()) -> float:
+    """Predicted peak memory: one block with activations and its widest tap's statistics, the embedding's codes, or what
+    recovery and guidance hold: small models whole, of others the head, of both logits and states of a batch."""
+    if extra.recovered or GUIDE in needs:
+        parameters = sum(map(math.prod, arch.shapes().values()))
+        held = parameters if parameters <= SMALL else arch.vocab * arch.hidden
+        batch = 4 * 2048 * arch.hidden * arch.layers + 4 * LOGIT_COPIES * LOGITS
+        beside = peak_bytes(arch, tokens, needs - {GUIDE}, vocab_rows)
+        return max(beside, BASE_BYTES + 4 * 2 * held + batch)
     block = max(4 * sum(map(math.prod, arch.block_shapes(layer).values())) for layer in range(arch.layers))
     ends = 2.0 * arch.vocab * arch.hidden + 4 * 6 * vocab_rows * arch.hidden
     if not needs:
@@ -95,7 +105,7 @@ def lines(name: str, arch: Arch, tokens: int, needs: Iterable[str], vocab_rows: 
     """The announcement, in words."""
     wanted = frozenset(needs)
     flops = matmul_flops()
-    took, peak = seconds(arch, tokens, wanted, flops, extra), peak_bytes(arch, tokens, wanted, vocab_rows)
+    took, peak = seconds(arch, tokens, wanted, flops, extra), peak_bytes(arch, tokens, wanted, vocab_rows, extra)
     text = f", {tokens} calibration tokens" if wanted else ""
     return f"{name}{text}: about {_minutes(took)} and {peak / 1e9:.1f} GB of memory ({flops / 1e9:.0f} GFLOP/s here)"
 

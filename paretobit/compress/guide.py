@@ -126,7 +126,7 @@ def _head(
     with torch.enable_grad():
         z = decoder.head_input(x)
     flat, found = z.detach().flatten(0, 1), torch.empty_like(z).flatten(0, 1)
-    for part in head_pieces(len(flat)):
+    for part in head_pieces(len(flat), len(weight)):
         logits = F.linear(flat[part], weight)
         drawn = sample(logits, 1.0, generator)
         g = torch.softmax(logits, -1)

@@ -150,9 +150,11 @@ def run(source: Checkpoint, plan: Plan, windows: np.ndarray, units: list[Path], 
             loss = one_step(student, teacher, torch.from_numpy(windows[steps[step]]).to(student.device))
             for delta in student.deltas.values():
                 delta.grad = world.total(torch.zeros_like(delta) if delta.grad is None else delta.grad)
-            if not math.isfinite(loss):
-                raise ParetobitError(f"recovery diverged at step {step}", hint="leave it out with --no-recover")
+            if not math.isfinite(float(world.total(torch.tensor(loss, device=student.device)))):
+                raise diverged(step)
             optimizer.step()
+            if not all(torch.isfinite(delta).all() for delta in student.deltas.values()):
+                raise diverged(step)
             if world.leads and time.monotonic() - saved_at > SAVE_SECONDS:
                 _save(saved, student, optimizer, step + 1)
                 saved_at = time.monotonic()
@@ -161,6 +163,10 @@ def run(source: Checkpoint, plan: Plan, windows: np.ndarray, units: list[Path], 
         write_arrays(out, student.arrays())
     world.wait()
     return out
+
+
+def diverged(step: int) -> ParetobitError:
+    return ParetobitError(f"recovery diverged at step {step}", hint="leave it out with --no-recover")
 
 
 def one_step(student: Student, teacher: Decoder, ids: Tensor) -> float:
@@ -178,7 +184,8 @@ def one_step(student: Student, teacher: Decoder, ids: Tensor) -> float:
         z.backward(gradient.view_as(z))
         assert last.grad is not None
         gradient = backward(student.decoder, student.weights, states, last.grad)
-    x.backward(gradient)
+    if x.requires_grad:  # not where the embedding is stored in 16 bits
+        x.backward(gradient)
     return loss
 
 
@@ -189,7 +196,7 @@ def _head(student: Student, teacher: Decoder, original: Tensor, z: Tensor) -> tu
     delta = student.deltas.get(name)
     factor = torch.ones(len(ours), device=z.device) if delta is None else (1 + delta).detach()
     found, rows, loss = torch.empty_like(z), torch.zeros_like(factor), 0.0
-    for part in head_pieces(len(z)):
+    for part in head_pieces(len(z), len(ours)):
         p = F.log_softmax(F.linear(original[part], theirs), -1)
         raw = F.linear(z[part], ours)
         q = F.log_softmax(raw * factor, -1)

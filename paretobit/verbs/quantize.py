@@ -58,7 +58,8 @@ def quantize(
     stats: Annotated[str | None, Option("Statistics folder to use (from --shard and merge).")] = None,
     shard: Annotated[str | None, Option("i/N: write only the statistics of every N-th window from i on.")] = None,
     recover: Annotated[
-        bool | None, Option("Train scales and norms afterwards (default: on a trellis of 3 bits and below).")
+        bool | None,
+        Option("Train scales and norms afterwards (default: on a trellis of 3 bits and below, not with --stats)."),
     ] = None,
     device: Annotated[str | None, Option("cpu or cuda (default: cuda where there is one).")] = None,
     overwrite: Annotated[bool, Option("Replace what an earlier command left at -o.")] = False,
@@ -78,6 +79,18 @@ def quantize(
     options = parse_set(set)
     decided = decide(source, to, method, embed, plan, options)
     warn_of_ruin(decided)
+    check_together(inputs, stats, shard, recover)
+    if shard is not None:
+        return collect_shard(source, Path(out), shard, calib, tokens, seed, device, overwrite)
+    world = join()
+    sequential = inputs != FULL and stats is None
+    job = Job(source, decided, None, sequential, None, recover, device=pick_device(device), world=world)
+    calibration = prepare_calibration(job, calib, tokens, seed, stats)
+    return run(job, Path(out), calibration, unasked(decided, to, method, embed), overwrite)
+
+
+def check_together(inputs: str | None, stats: str | None, shard: str | None, recover: bool | None) -> None:
+    """Raise on options that exclude each other: nothing asked for is dropped in silence."""
     if inputs not in (None, *INPUTS):
         raise ParetobitError(f"--inputs {inputs} is unknown", hint=f"choose from {', '.join(INPUTS)}")
     if inputs == SEQUENTIAL and (shard or stats):
@@ -86,15 +99,10 @@ def quantize(
             f"{what} statistics of the full-precision model, not of sequential inputs",
             hint="leave --inputs out, or use torchrun for sequential inputs on several machines",
         )
+    if shard is not None and recover is not None:
+        raise ParetobitError("--shard collects statistics, nothing is recovered", hint="leave --recover out")
     if shard is not None and stats is not None:
         raise ParetobitError("--shard collects statistics, --stats uses them", hint="give one of the two")
-    if shard is not None:
-        return collect_shard(source, Path(out), shard, calib, tokens, seed, device, overwrite)
-    world = join()
-    sequential = inputs != FULL and stats is None
-    job = Job(source, decided, None, sequential, None, recover, device=pick_device(device), world=world)
-    calibration = prepare_calibration(job, calib, tokens, seed, stats)
-    return run(job, Path(out), calibration, unasked(decided, to, method, embed), overwrite)
 
 
 def parse_set(pairs: tuple[str, ...] | Mapping[str, object]) -> dict[str, dict[str, object]]:
@@ -246,6 +254,8 @@ def prepare_calibration(job: Job, calib: str, tokens: int, seed: int, stats: str
         job.stats.check_for(job.source)
     if job.recover and job.stats is not None:
         raise ParetobitError("--recover needs text, and --stats holds none", hint="leave one of the two out")
+    if job.stats is not None and any(layer.params.get("guided") for layer in job.plan.layers.values()):
+        raise ParetobitError("guided rounding needs text, and --stats holds none", hint="leave one of the two out")
     if not job.needs(job.plan.layers) and not job.recover:
         return {"source": "none"}
     if job.stats is not None:

@@ -30,7 +30,7 @@ def made(model: Path, text: Path, out: Path, to: str = "w2t", **options: object)
 
 @pytest.fixture(scope="module")
 def packed(model: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """w2t, guided and recovered. Read only."""
+    """w2t, recovered. Read only."""
     out = tmp_path_factory.mktemp("trellis") / "w2t"
     made(model, text, out)
     return out
@@ -162,8 +162,12 @@ def test_an_interrupted_recovery_goes_on(
 
 
 def test_an_interrupted_job_measures_the_guide_once(
-    packed: Path, model: Path, text: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+    model: Path, text: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    options = {"set": ("trellis.guided=on",), "recover": False}
+    whole = made(model, text, tmp_path / "whole", **options)
+    plain = made(model, text, tmp_path / "plain", recover=False)
+    assert whole.qtensor(EMBED).codes.tobytes() != plain.qtensor(EMBED).codes.tobytes()
     save = calibrate.save
 
     def dies(*given: object) -> None:
@@ -171,11 +175,27 @@ def test_an_interrupted_job_measures_the_guide_once(
 
     monkeypatch.setattr(calibrate, "save", dies)
     with pytest.raises(KeyboardInterrupt):
-        made(model, text, tmp_path / "out")
+        made(model, text, tmp_path / "out", **options)
     monkeypatch.setattr(calibrate, "save", save)
     monkeypatch.setattr(guide, "measure", dies)
-    made(model, text, tmp_path / "out")
-    assert contents(tmp_path / "out")["model.safetensors"] == contents(packed)["model.safetensors"]
+    made(model, text, tmp_path / "out", **options)
+    assert contents(tmp_path / "out")["model.safetensors"] == contents(tmp_path / "whole")["model.safetensors"]
+
+
+def test_an_embedding_in_16_bits_keeps_its_basis(model: Path, text: Path, tmp_path: Path, quick: None) -> None:
+    source = made(model, text, tmp_path / "out", embed="fp16")
+    assert source.rotation(EMBED) is None and source.rotation("model.layers.0.mlp.up_proj.weight") is not None
+    assert np.array_equal(source.read(EMBED), open_model(str(model)).read(EMBED).astype(np.float16).astype(np.float32))
+    check_runtimes_agree(source)
+
+
+def test_recovery_that_diverges_says_so(
+    model: Path, text: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recover, "one_step", lambda *given: float("nan"))
+    with pytest.raises(ParetobitError, match="recovery diverged at step 0; hint: leave it out with --no-recover"):
+        made(model, text, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
@@ -220,7 +240,10 @@ def test_statistics_alone_cannot_recover(model: Path, text: Path, tmp_path: Path
     assert command("quantize", model, *shard).code == 0
     done = command("quantize", model, "--to", "w2t", "--stats", tmp_path / "stats", "--recover", "-o", tmp_path / "out")
     assert done.code == 2 and "--recover needs text" in done.error
-    assert command("quantize", model, "--to", "w2t", "--stats", tmp_path / "stats", "-o", tmp_path / "out").code == 0
+    stats = ("--to", "w2t", "--stats", tmp_path / "stats", "-o", tmp_path / "out")
+    assert "guided rounding needs text" in command("quantize", model, *stats, "--set", "trellis.guided=on").error
+    assert command("quantize", model, *stats).code == 0
+    assert "nothing is recovered" in command("quantize", model, *shard, "--no-recover").error
 
 
 def test_trellis_needs_its_own_grid() -> None:

@@ -67,11 +67,12 @@ def run(w: Tensor, stats: TapStats | None, grid: Grid, params: Params) -> QTenso
         width = w.shape[1]
         stats = TapStats(width, 1, hessian=torch.eye(width, device=w.device))
     order, upper, pull = gptq.factor(stats, params)
+    row_weight = stats.row_weight if params.guided else None
     scale = _half(w.square().mean(1).sqrt() * (params.gain / trellis.deviation(grid)))
-    codes = feed_back(w, scale, stats.row_weight, grid, order, upper, pull, params.block)
+    codes = feed_back(w, scale, row_weight, grid, order, upper, pull, params.block)
     for _ in range(params.refits):
         scale = refit(w, codes, scale, grid, stats, params.asymmetric)
-        codes = feed_back(w, scale, stats.row_weight, grid, order, upper, pull, params.block)
+        codes = feed_back(w, scale, row_weight, grid, order, upper, pull, params.block)
     if params.fit:
         scale = refit(w, codes, scale, grid, stats, params.asymmetric)
     return QTensor(codes, scale.numpy().astype(np.float16)[:, None], None, grid)
@@ -113,11 +114,10 @@ def refit(w: Tensor, codes: np.ndarray, scale: Tensor, grid: Grid, stats: TapSta
     GPTAQ's α and C as in the column loop."""
     assert stats.hessian is not None
     q = levels(codes, grid).to(w.device)
-    towards = stats.hessian / max(stats.n, 1)
-    down = (q @ towards).mul_(q).sum(1)
+    through = (q @ stats.hessian) / max(stats.n, 1)
+    down, up = (through * q).sum(1), (through * w).sum(1)
     if asymmetric and stats.cross is not None:
-        towards = towards + stats.cross.T * (asymmetric / max(stats.paired, 1))
-    up = (q @ towards).mul_(w).sum(1)
+        up += asymmetric / max(stats.paired, 1) * ((q @ stats.cross.T) * w).sum(1)
     found = torch.where((down > 0) & (up > 0), up / down.clamp(min=1e-38), scale.to(w.device))
     return _half(found)
 
