@@ -187,7 +187,6 @@ def _ends(job: Job, decoder: Decoder, walk: calibrate.Walk | None, unit: Path) -
         if needs and name in arch.head_tap.consumers:
             if walk is not None:
                 stats = walk.head(needs, job.world)
-                stats.row_weight = None if walk.guide is None else walk.guide.row_weight([name])
             elif job.stats is not None:
                 stats = job.stats.tap(arch.head_tap, job.device)
 

@@ -3,7 +3,8 @@
 For a matrix with outputs z, rounding costs about ½ Σ (g·δz)² nats of KL divergence, where g is the gradient of
 log p(y) at z with y drawn from the model's own prediction (Fisher information; Kim et al., "GuidedQuant", arXiv
 2505.07004, equation 3; Tseng et al., "YAQA", arXiv 2505.22988). Here g² of token t and row o is taken as token weight ·
-row weight, so that all consumers of a tap still share one Hessian, Σ weight · x xᵀ.
+row weight, so that all consumers of a tap still share one Hessian, Σ weight · x xᵀ. The rows of embedding and head are
+left alike: those of tokens that the text lacks would be lost.
 """
 
 from __future__ import annotations
