@@ -88,14 +88,19 @@ def unring(rings: np.ndarray, rows: int) -> np.ndarray:  # (tiles, 64, ...) -> (
     return rings.reshape(-1, LANES, SETS, *rest).swapaxes(1, 2).reshape(-1, *rest)[:rows]
 
 
-def levels(codes: np.ndarray, bits: int, entries: np.ndarray) -> np.ndarray:  # (out, in) -> (out, in) uint8
-    """Levels 0 … 127 of codes uint8 below 2^bits; entries: `table`."""
+def windows(codes: np.ndarray, bits: int) -> np.ndarray:  # (out, in) -> (out, in) uint16
+    """The window of every weight, from codes uint8 below 2^bits."""
     rings = ring(codes).astype(np.uint16)
     window = np.zeros_like(rings)
     for back in range(-(-WINDOW_BITS // bits)):
         window |= np.roll(rings, back, axis=1) << np.uint16(bits * back)
-    window &= (1 << WINDOW_BITS) - 1
-    return unring(entries[window & 15] + entries[16 + (window >> 4)], len(codes))
+    return unring(window & np.uint16((1 << WINDOW_BITS) - 1), len(codes))
+
+
+def levels(codes: np.ndarray, bits: int, entries: np.ndarray) -> np.ndarray:  # (out, in) -> (out, in) uint8
+    """Levels 0 … 127 of codes uint8 below 2^bits; entries: `table`."""
+    window = windows(codes, bits)
+    return entries[window & 15] + entries[16 + (window >> 4)]
 
 
 def encode(x: np.ndarray, weight: np.ndarray, bits: int, entries: np.ndarray) -> np.ndarray:  # (out, in) -> (out, in)

@@ -22,15 +22,6 @@ LOW = np.arange(256) & 15
 HIGH = np.arange(256) >> 4
 
 
-def windows_of(codes: np.ndarray, bits: int) -> np.ndarray:  # (rows, columns)
-    """The window of every weight."""
-    rings = trellis.ring(codes).astype(np.uint16)
-    window = np.zeros_like(rings)
-    for back in range(-(-8 // bits)):
-        window |= np.roll(rings, back, axis=1) << np.uint16(bits * back)
-    return trellis.unring(window & 255, len(codes))
-
-
 def search(x: np.ndarray, entries: np.ndarray, deviation: float, bits: int) -> tuple[np.ndarray, np.ndarray, float]:
     """(how often each window occurs (256,), the sum of x there (256,), mean squared error) of unit Gaussian x."""
     codes = np.empty(x.shape, np.uint8)
@@ -40,7 +31,7 @@ def search(x: np.ndarray, entries: np.ndarray, deviation: float, bits: int) -> t
         count = min(native.TRELLIS_BLOCK, x.shape[1] - start)
         at = (start, count, None, None, scale, weight, entries, bits, codes, None, None, native.isa(), 2)
         native._call("trellis", x, *at)
-    found = windows_of(codes, bits).ravel()
+    found = trellis.windows(codes, bits).ravel()
     level = (entries[LOW] + entries[16 + HIGH]).astype(np.float64) - 63.5
     error = float(np.mean((x.ravel() - level[found] / deviation) ** 2))
     return np.bincount(found, minlength=256), np.bincount(found, x.ravel(), minlength=256), error

@@ -29,13 +29,13 @@ from paretobit.compress.world import World
 from paretobit.errors import ParetobitError
 from paretobit.planfile import Plan
 from paretobit.progress import progress
+from paretobit.scales import HALF_MAX
 from paretobit.scheme import FLOATS
 from paretobit.tensorfile import SafetensorsFile, write_arrays
 from paretobit.work import Work
 
 SMALL = 6e8  # parameters of a model that is held in memory whole, twice
 SAVE_SECONDS = 60
-HALF_MOST = 65504.0
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Student:
             factor = np.ones(tiled.shape[0] * tiled.shape[2], np.float32)
             factor[: len(delta)] += delta.detach().cpu().numpy()
             scaled = tiled.astype(np.float32) * factor.reshape(tiled.shape[0], 1, tiled.shape[2])
-            found[f"{name}.scale"] = np.clip(scaled, -HALF_MOST, HALF_MOST).astype(np.float16)
+            found[f"{name}.scale"] = np.clip(scaled, -HALF_MAX, HALF_MAX).astype(np.float16)
         return found
 
 
