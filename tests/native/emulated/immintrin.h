@@ -16,3 +16,10 @@ inline simde__m512i _mm512_cvtepu8_epi32(simde__m128i a) {
   for (int i = 0; i < 16; ++i) wide[i] = bytes[i];
   return simde_mm512_loadu_si512(wide);
 }
+
+inline simde__m512i _mm512_alignr_epi32(simde__m512i high, simde__m512i low, int lanes) {
+  int both[32];
+  __builtin_memcpy(both, &low, 64);
+  __builtin_memcpy(both + 16, &high, 64);
+  return simde_mm512_loadu_si512(both + lanes);
+}
