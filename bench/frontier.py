@@ -1,13 +1,13 @@
 """The frontier of size and KL divergence: every way to make one model small, measured alike.
 
-    python -m bench.frontier demo:smollm2 demo:gemma3 [--only ours|rtn|gptq|trellis|llama.cpp] [--calib self]
+    python -m bench.frontier demo:smollm2 demo:gemma3 [--only ours|rtn|gptq|trellis|llama.cpp] [--calib self|leads|FILE]
                              [--tokens 32768] [--text FILE] [--windows 80] [--point NAME ...] [--again]
                              [--pair A B ...] [--draw FOLDER] [--json]
 
 Contestants are listed in bench/frontier_points.py: paretobit's methods, embedding included, and llama.cpp's types with
-an importance matrix. All calibrate on the same tokens, and our decoder evaluates all of them against the same original
-on the same windows, as docs/evaluation.md says; a GGUF file's values are those that llama.cpp computes with. Sizes are
-of all that is needed to compute logits, without a tokenizer.
+an importance matrix. All calibrate on the same tokens (leads: articles like those held out, but others), and our
+decoder evaluates all of them against the same original on the same windows, as docs/evaluation.md says; a GGUF file's
+values are those that llama.cpp computes with. Sizes are of all that is needed to compute logits, without a tokenizer.
 
 What is measured is remembered window by window in the cache folder (frontier/rows.jsonl), so a second run, or one with
 more windows, only measures what is missing; --again makes the chosen points anew. `*` marks a row made by another state
@@ -84,6 +84,10 @@ def main() -> None:
         from paretobit.checkpoint.demo_text import held_out_text
 
         given.text = held_out_text()
+    if given.calib == "leads":
+        from paretobit.checkpoint.demo_text import other_text
+
+        given.calib = str(other_text())
     for model in given.model:
         source = open_model(model)
         rows = rows_of(model, source, Path(given.text), given)

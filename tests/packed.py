@@ -186,7 +186,7 @@ class Reference(Decoder):
         steps = self.block(layer, self.weights(layer), x)
         while True:
             try:
-                tap, y = next(steps)
+                tap, y, _ = next(steps)
             except StopIteration as stop:
                 return stop.value
             y.copy_(self._spoil(y, consumers[tap]))

@@ -17,8 +17,11 @@ BATCH = 8  # windows of 512 tokens that the calibration loop takes at a time: eq
 UNIT = 2.0**-24  # unit roundoff of float32
 
 
-def activations(source: object, ids: np.ndarray) -> dict[str, list[Tensor]]:
-    """Tap -> its activations (tokens, width), a batch each, in a plain forward pass through `source`."""
+def activations(
+    source: object, ids: np.ndarray, streams: dict[str, list[Tensor]] | None = None
+) -> dict[str, list[Tensor]]:
+    """Tap -> its activations (tokens, width), a batch each, in a plain forward pass through `source`; `streams` is
+    given the residual streams (tokens, hidden) beside them."""
     decoder = Decoder(source)
     found: dict[str, list[Tensor]] = {}
     with torch.inference_mode():
@@ -28,11 +31,13 @@ def activations(source: object, ids: np.ndarray) -> dict[str, list[Tensor]]:
                 steps = decoder.block(layer, decoder.weights(layer), x)
                 while True:
                     try:
-                        tap, y = next(steps)
+                        tap, y, stream = next(steps)
                     except StopIteration as stop:
                         x = stop.value
                         break
                     found.setdefault(tap, []).append(y.flatten(0, 1).clone())
+                    if streams is not None:
+                        streams.setdefault(tap, []).append(stream.flatten(0, 1).clone())
             found.setdefault("head_in", []).append(decoder.head_input(x).flatten(0, 1))
     return found
 

@@ -52,7 +52,7 @@ def squares(source: Checkpoint, windows: np.ndarray) -> dict[str, np.ndarray]:
                 steps = decoder.block(layer, weights, x)
                 try:
                     while True:
-                        tap, y = next(steps)
+                        tap, y, _ = next(steps)
                         sums[tap] = sums.get(tap, 0) + y.double().square().sum((0, 1)).numpy()
                 except StopIteration as stop:
                     states[i] = stop.value

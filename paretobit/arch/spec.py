@@ -70,6 +70,11 @@ class Tap:
     width: int
     experts: int | None = None
 
+    @property
+    def writes(self) -> bool:
+        """Whether what its consumer gives goes back into the residual stream."""
+        return self.kind in ("heads", "ffn")
+
 
 @dataclass(frozen=True)
 class Arch:

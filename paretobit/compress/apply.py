@@ -24,7 +24,7 @@ from paretobit.compress import calibrate, estimate, guide, methods, recover
 from paretobit.compress.basis import Basis, basis_of, restored
 from paretobit.compress.model import Decoder
 from paretobit.compress.recover import Recipe
-from paretobit.compress.stats import CROSS, GUIDE, TapStats
+from paretobit.compress.stats import BESIDE, GUIDE, TapStats
 from paretobit.compress.statsfile import StatsFolder
 from paretobit.compress.world import World
 from paretobit.planfile import Layer, Plan, is_embedding
@@ -66,10 +66,10 @@ class Job:
         return any(grid.kind == "trellis" and grid.bits <= 3 for grid in grids)
 
     def needs(self, names: Iterable[str]) -> frozenset[str]:
-        """Statistics that the plan's methods read for these tensors; cross only exists where inputs are sequential."""
+        """Statistics that the plan's methods read for these tensors; of two models where inputs are sequential."""
         layers = [self.plan.layers[name] for name in names if name in self.plan.layers]
         found = frozenset().union(*(methods.needs(layer.method, layer.params) for layer in layers if quantized(layer)))
-        return found - (set() if self.sequential else {CROSS}) - (set() if self.stats is None else {GUIDE})
+        return found - (set() if self.sequential else BESIDE) - (set() if self.stats is None else {GUIDE})
 
 
 def quantized(layer: Layer) -> bool:
@@ -104,7 +104,7 @@ def run(job: Job, work: Work) -> list[Path]:
         walk, first = None, job.world.least(next((i for i, unit in enumerate(units) if not unit.exists()), len(units)))
         if streams:
             assert job.windows is not None
-            walk, at = calibrate.resume(work, decoder, job.windows, job.world, CROSS in everything, first)
+            walk, at = calibrate.resume(work, decoder, job.windows, job.world, bool(BESIDE & everything), first)
             walk.guide = guided
             for layer in range(at, first):
                 original = decoder.weights(layer)

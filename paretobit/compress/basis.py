@@ -36,12 +36,14 @@ class Basis:
     def stats(self, stats: TapStats) -> TapStats:
         """The statistics of R x, as far as they follow from those of x, which gives its matrices up."""
         turned = dataclasses.replace(stats, absmax=None, absmean=None, factors={})
-        stats.hessian = stats.cross = None  # wide ones are the most that is held at any time
+        stats.hessian = stats.cross = stats.lag = None  # wide ones are the most that is held at any time
         if turned.hessian is not None:
             turned.hessian = self.forward(self.forward(turned.hessian).T)
             turned.hessian = (turned.hessian + turned.hessian.T) / 2
         if turned.cross is not None:
             turned.cross = self.forward(self.forward(turned.cross).T).T.contiguous()
+        if turned.lag is not None:
+            turned.lag = self.forward(turned.lag)
         return turned
 
 

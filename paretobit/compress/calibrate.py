@@ -20,14 +20,14 @@ from torch import Tensor
 from paretobit.arch import Tap
 from paretobit.compress.guide import Guide
 from paretobit.compress.model import Decoder, finish
-from paretobit.compress.stats import CROSS, GUIDE, TapStats
+from paretobit.compress.stats import BESIDE, GUIDE, LAG, TapStats
 from paretobit.compress.world import World
 from paretobit.tensorfile import SafetensorsFile, write_arrays
 from paretobit.work import Work
 
 Visit = Callable[[Tap, TapStats], None]
 TOKENS_PER_BATCH = 4096
-PAIRED_TOKENS = 16384  # the correction towards the full-precision model is a mean that fewer tokens settle
+PAIRED_TOKENS = 32768  # the correction towards the full-precision model is a mean that fewer tokens settle
 SAVING_SHARE = 20  # states are saved when this many times the duration of a save has passed since the last one
 
 
@@ -65,17 +65,29 @@ class Walk:
             original = dict(weights)
             beside = [self.decoder.block(layer, original, x) for x in self.batches(self.full)]
         for tap in self.decoder.arch.taps(layer):
-            stats = TapStats.empty(tap.width, needs, self.hidden.device)
+            # Behind a norm of the outputs nothing linear makes up for what the stream lacks.
+            lag = LAG in needs and tap.writes and not self.decoder.arch.post_norms
+            stats = TapStats.empty(tap.width, needs, self.hidden.device, self.decoder.arch.hidden if lag else None)
             weights_of = self._token_weights(tap, needs)
             for i, run in enumerate(runs):
-                _, x = next(run)
-                stats.add(x, next(beside[i])[1] if i < len(beside) else None, weights_of[i])
-                del x
+                _, x, stream = next(run)
+                _, full, ahead = next(beside[i]) if i < len(beside) else (None, None, None)
+                weight = weights_of[i]
+                if lag:
+                    heard = self._heard(stream)
+                    weight = heard if weight is None else weight * heard
+                stats.add(x, full, weight, ahead - stream if lag and ahead is not None else None)
+                del x, stream, full, ahead
             world.reduce(stats)
             visit(tap, stats.complete())
         self.hidden = _gather(runs, self.hidden)
         if self.full is not None:
             self.full = _gather(beside, self.full)
+
+    def _heard(self, stream: Tensor) -> Tensor:  # (b, t, hidden) -> (b, t)
+        """How much an error in the residual stream counts at each token: every norm that reads it divides by its size.
+        A few tokens carry a stream hundreds of times as large as the others, and would decide by themselves."""
+        return 1 / (stream.square().mean(-1) + self.decoder.arch.norm_eps)
 
     def replay(self, layer: int, weights: dict[str, Tensor], original: dict[str, Tensor]) -> None:
         """Run a block that is already rounded: the states become what `block` left, bit for bit."""
@@ -86,7 +98,7 @@ class Walk:
     def head(self, needs: frozenset[str], world: World) -> TapStats:
         """Statistics of what the head multiplies: the normed output of the last block."""
         tap = self.decoder.arch.head_tap
-        stats = TapStats.empty(tap.width, needs - {CROSS}, self.hidden.device)
+        stats = TapStats.empty(tap.width, needs - BESIDE, self.hidden.device)
         for x, weight in zip(self.batches(self.hidden), self._token_weights(tap, needs), strict=True):
             stats.add(self.decoder.head_input(x), weight=weight)
         world.reduce(stats)

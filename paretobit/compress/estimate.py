@@ -18,7 +18,7 @@ from paretobit.arch import Arch
 from paretobit.compress.backward import LOGITS
 from paretobit.compress.calibrate import PAIRED_TOKENS
 from paretobit.compress.recover import SMALL
-from paretobit.compress.stats import CROSS, GUIDE
+from paretobit.compress.stats import BESIDE, GUIDE, LAG
 
 BASE_BYTES = 500e6  # python, torch and its thread pools
 WEIGHT_SECONDS = 4.5e-8  # reading, scale search and packing, a weight
@@ -51,17 +51,19 @@ def matmul_flops(products: int = 4) -> float:
 
 
 def work_flops(arch: Arch, tokens: int, needs: frozenset[str]) -> float:
-    """Matrix-product work of calibration: blocks run over all tokens, and a Gram matrix a tap (twice with `cross`)."""
+    """Matrix-product work of calibration: blocks run over all tokens, and a Gram matrix a tap (twice with `cross`), one
+    with the stream for `lag`."""
     streams = _streams(tokens, needs)
     shapes = [shape for layer in range(arch.layers) for shape in arch.block_shapes(layer).values()]
     blocks = sum(math.prod(shape) for shape in shapes if len(shape) == 2)
     grams = sum(tap.width**2 for layer in range(arch.layers) for tap in arch.taps(layer)) + arch.hidden**2
-    return 2.0 * tokens * streams * (blocks + grams)
+    lags = sum(tap.width for layer in range(arch.layers) for tap in arch.taps(layer) if tap.writes) * arch.hidden
+    return 2.0 * tokens * (streams * (blocks + grams) + (streams - 1) * lags * (LAG in needs))
 
 
 def _streams(tokens: int, needs: frozenset[str]) -> float:
-    """Models that calibration walks through: the rounded one, and for `cross` the original for some of the tokens."""
-    return 1 + min(1, PAIRED_TOKENS / max(tokens, 1)) if CROSS in needs else 1
+    """Models that calibration walks through: the rounded one, and beside it the original for some of the tokens."""
+    return 1 + min(1, PAIRED_TOKENS / max(tokens, 1)) if BESIDE & needs else 1
 
 
 def seconds(arch: Arch, tokens: int, needs: frozenset[str], flops: float, extra: Extra = Extra()) -> float:

@@ -22,7 +22,7 @@ from paretobit.errors import ParetobitError
 
 Cache = tuple[Tensor, Tensor]  # keys and values of one layer, each (b, kv_heads, capacity, head_dim)
 Watch = Callable[[str, Tensor], Tensor]  # a matrix's name and its outputs; returns what goes on
-Steps = Generator[tuple[str, Tensor], None, Tensor]
+Steps = Generator[tuple[str, Tensor, Tensor], None, Tensor]
 
 HEAD_ROWS = 4096  # vocabulary entries at a time: what the head holds of its weights when it streams them
 ACTIVATIONS = {"silu": F.silu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
@@ -119,28 +119,29 @@ class Decoder:
     ) -> Steps:
         """One block on x (b, t, hidden) at positions start … start + t - 1; returns its output, as large.
 
-        Yields (tap name, activation (b, t, width)) at every tap of `arch.taps(layer)`, in order. The tap's
-        consumers are looked up in `weights` after the yield: entries replaced during the pause take effect.
-        With a cache, new keys and values are written to it at `start`, and earlier ones attended to as well.
+        Yields (tap name, activation (b, t, width), residual stream (b, t, hidden)) at every tap of `arch.taps(layer)`,
+        in order. The tap's consumers are looked up in `weights` after the yield: entries replaced during the pause
+        take effect. With a cache, new keys and values are written to it at `start`, and earlier ones attended to as
+        well.
         """
         arch, at = self.arch, self.arch.prefix(layer)
         attn_in, o_in, mlp_in, down_in = self._taps[layer]
 
         y = self.normed(x, weights[attn_in.producer])
-        yield attn_in.name, y
+        yield attn_in.name, y, x
         y = self._attention(layer, weights, y, cache, start)
-        yield o_in.name, y
+        yield o_in.name, y, x
         y = self._linear(weights, f"{at}self_attn.o_proj", y)
         if arch.post_norms:
             y = self.normed(y, weights[f"{at}post_attention_layernorm.weight"])
         x = x + y
 
         y = self.normed(x, weights[mlp_in.producer])
-        yield mlp_in.name, y
+        yield mlp_in.name, y, x
         gate, up = (self._linear(weights, f"{at}mlp.{part}_proj", y) for part in ("gate", "up"))
         y = self._activation(gate) * up
         del gate, up  # what is alive while paused counts once per batch of the calibration set
-        yield down_in.name, y
+        yield down_in.name, y, x
         y = self._linear(weights, f"{at}mlp.down_proj", y)
         if arch.post_norms:
             y = self.normed(y, weights[f"{at}post_feedforward_layernorm.weight"])

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-HESSIAN, CROSS, ABSMAX, ABSMEAN = "hessian", "cross", "absmax", "absmean"
+HESSIAN, CROSS, LAG, ABSMAX, ABSMEAN = "hessian", "cross", "lag", "absmax", "absmean"
 GUIDE = "guide"  # not a sum: tokens weighted in the others, and `row_weight` (compress/guide.py)
 MERGEABLE = (HESSIAN, ABSMAX, ABSMEAN)
+BESIDE = frozenset({CROSS, LAG})  # what takes the full-precision model, run beside the rounded one
 
 
 @dataclass
@@ -21,6 +22,8 @@ class TapStats:
     absmax, absmean: (width,) largest |x| and sum of |x| of each channel
     hessian: (width, width) sum of x xᵀ, float32
     cross:   (width, width) sum of (x_full - x) xᵀ, where x_full is what the full-precision model has at this tap
+    lag:     (hidden, width) sum of (s_full - s) xᵀ, where s is the residual stream that the outputs are added to; None
+             at taps whose outputs go elsewhere
     row_weight: (out,) importance of the consumers' rows to the end loss, or None for all alike
     factors: scratch for methods that factor the Hessian, shared by all consumers of the tap
     """
@@ -31,46 +34,55 @@ class TapStats:
     absmean: Tensor | None = None
     hessian: Tensor | None = None
     cross: Tensor | None = None
+    lag: Tensor | None = None
     paired: int = 0
     row_weight: Tensor | None = None
     factors: dict[object, Any] = field(default_factory=dict)
 
     @classmethod
-    def empty(cls, width: int, needs: frozenset[str], device: torch.device | str = "cpu") -> TapStats:
-        """Zeros for the statistics named in `needs`."""
+    def empty(
+        cls, width: int, needs: frozenset[str], device: torch.device | str = "cpu", stream: int | None = None
+    ) -> TapStats:
+        """Zeros for the statistics named in `needs`; stream: channels of the residual stream, for `lag`."""
         square, line = (width, width), (width,)
-        made = {
+        made: dict[str, Any] = {
             name: torch.zeros(shape, device=device) if name in needs else None
             for name, shape in ((ABSMAX, line), (ABSMEAN, line), (HESSIAN, square), (CROSS, square))
         }
-        return cls(width, 0, made[ABSMAX], made[ABSMEAN], made[HESSIAN], made[CROSS])
+        lag = torch.zeros(stream, width, device=device) if stream is not None and LAG in needs else None
+        return cls(width, 0, **made, lag=lag)
 
-    def add(self, x: Tensor, full: Tensor | None = None, weight: Tensor | None = None) -> None:
-        """Account for activations x (…, width); `full` are the full-precision model's, for `cross`, where known.
+    def add(
+        self, x: Tensor, full: Tensor | None = None, weight: Tensor | None = None, behind: Tensor | None = None
+    ) -> None:
+        """Account for activations x (…, width); where known, `full` are the full-precision model's, for `cross`, and
+        behind (…, hidden) is what the residual stream lacks of the full-precision model's, for `lag`.
 
-        weight: (…,) how much each token counts in `hessian` and `cross`; None: all alike.
+        weight: (…,) how much each token counts in `hessian`, `cross` and `lag`; None: all alike.
         """
         x = x.reshape(-1, self.width)
         self.n += x.shape[0]
-        y = x if weight is None else x * weight.reshape(-1, 1).sqrt()
+        root = None if weight is None else weight.reshape(-1, 1).sqrt()
+        y = x if root is None else x * root
         if self.hessian is not None:
             add_gram(self.hessian, y)
+        if full is not None and (self.cross is not None or self.lag is not None):
+            self.paired += x.shape[0]
         if self.cross is not None and full is not None:
             apart = full.reshape(-1, self.width) - x
-            if weight is not None:
-                apart *= weight.reshape(-1, 1).sqrt()
-            self.cross.addmm_(apart.T, y)
-            self.paired += x.shape[0]
+            self.cross.addmm_((apart if root is None else apart * root).T, y)
+        if self.lag is not None and behind is not None:
+            behind = behind.reshape(x.shape[0], -1)
+            self.lag.addmm_((behind if root is None else behind * root).T, y)
         if self.absmax is not None:
             torch.maximum(self.absmax, x.abs().amax(0), out=self.absmax)
         if self.absmean is not None:
             self.absmean += x.abs().sum(0)
 
     def of_rows(self, part: slice) -> TapStats:
-        """The same statistics with the weights of these rows of the consumers."""
-        if self.row_weight is None:
-            return self
-        return dataclasses.replace(self, row_weight=self.row_weight[part])
+        """The same statistics with what belongs to these rows of the consumers."""
+        row_weight, lag = (None if value is None else value[part] for value in (self.row_weight, self.lag))
+        return dataclasses.replace(self, row_weight=row_weight, lag=lag)
 
     def complete(self) -> TapStats:
         """Mirror the upper triangle that `add` keeps into the lower; call once, when all tokens are in."""
@@ -82,7 +94,7 @@ class TapStats:
         """Add the statistics of other tokens."""
         self.n += other.n
         self.paired += other.paired
-        for name in (HESSIAN, CROSS, ABSMEAN):
+        for name in (HESSIAN, CROSS, LAG, ABSMEAN):
             if getattr(self, name) is not None:
                 getattr(self, name).add_(getattr(other, name))
         if self.absmax is not None and other.absmax is not None:

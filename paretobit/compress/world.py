@@ -34,7 +34,7 @@ class World:
         counts = torch.tensor([stats.n, stats.paired], dtype=torch.int64, device=_device())
         dist.all_reduce(counts)
         stats.n, stats.paired = counts.tolist()
-        for value in (stats.hessian, stats.cross, stats.absmean):
+        for value in (stats.hessian, stats.cross, stats.lag, stats.absmean):
             if value is not None:
                 dist.all_reduce(value)
         if stats.absmax is not None:

@@ -208,7 +208,9 @@ def test_methods_that_cannot_are_refused(model: Path, tmp_path: Path, command: C
     assert done.code == 2 and "trellis cannot round onto w4g64; hint: use gptq" in done.error
 
 
-@pytest.mark.parametrize("given", ["damp=-1", "gain=0", "refits=-1", "block=0", "block=129", "asymmetric=nan"])
+@pytest.mark.parametrize(
+    "given", ["damp=-1", "gain=0", "refits=-1", "block=0", "block=129", "asymmetric=nan", "residual=-1"]
+)
 def test_parameters_without_a_meaning_are_refused(model: Path, tmp_path: Path, command: Command, given: str) -> None:
     done = command("quantize", model, "--to", "w2t", "--set", f"trellis.{given}", "-o", tmp_path / "out")
     assert done.code == 2 and "is out of range; hint: give" in done.error

@@ -228,7 +228,15 @@ def test_grids_that_a_method_does_not_know_are_refused(method: str, scheme: str)
         run(method, scheme, w, stats)
 
 
-NONSENSE = ("gptq.damp=-1", "gptq.damp=nan", "gptq.damp=inf", "gptq.block=0", "gptq.block=-5", "gptq.asymmetric=nan")
+NONSENSE = (
+    "gptq.damp=-1",
+    "gptq.damp=nan",
+    "gptq.damp=inf",
+    "gptq.block=0",
+    "gptq.block=-5",
+    "gptq.asymmetric=nan",
+    "gptq.residual=-1",
+)
 
 
 @pytest.mark.parametrize("given", NONSENSE)

@@ -213,7 +213,7 @@ def test_taps_are_the_inputs_of_their_consumers(case):
         for layer in range(arch.layers):
             steps = decoder.block(layer, decoder.weights(layer), x)
             for tap in arch.taps(layer):
-                name, activation = next(steps)
+                name, activation, _ = next(steps)
                 assert (name, activation.shape) == (tap.name, (*case.tokens.shape, tap.width))
                 for consumer in tap.consumers:
                     check(activation, seen[0, consumer], seen[1, consumer])

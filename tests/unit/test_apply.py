@@ -39,14 +39,17 @@ SEEN = []
 @dataclass(frozen=True)
 class Params:
     cross: bool = False
+    lag: bool = False
     strength: float = 1.0
 
 def needs(params):
-    return {"hessian", "absmax", "absmean"} | ({"cross"} if params.cross else set())
+    return {"hessian", "absmax", "absmean"} | ({"cross"} if params.cross else set()) | (
+        {"lag"} if params.lag else set()
+    )
 
 def run(w, stats, grid, params):
     copy = lambda x: None if x is None else x.clone()
-    numbers = map(copy, (stats.hessian, stats.cross, stats.absmax, stats.absmean))
+    numbers = map(copy, (stats.hessian, stats.cross, stats.absmax, stats.absmean, stats.lag))
     SEEN.append((w.clone(), stats.n, stats.paired, *numbers, params))
     return rtn.run(w, None, grid, rtn.Params())
 '''
@@ -84,8 +87,9 @@ def check(spy: ModuleType, source: Checkpoint, here: dict[str, list[Tensor]], fu
     arch = source.arch
     taps = [tap for layer in range(arch.layers) for tap in arch.taps(layer)] + ([arch.head_tap] if arch.tied else [])
     assert len(spy.SEEN) == len(taps)
-    for tap, (w, n, paired, hessian, cross, absmax, absmean, given) in zip(taps, spy.SEEN, strict=True):
+    for tap, (w, n, paired, hessian, cross, absmax, absmean, lag, given) in zip(taps, spy.SEEN, strict=True):
         assert given == spy.Params(**params)
+        assert lag is None
         assert torch.equal(w, torch.cat([torch.from_numpy(source.read(name)) for name in tap.consumers])), tap.name
         assert n == TOKENS
         x = here[tap.name]
@@ -133,6 +137,43 @@ def test_sequential_statistics_are_those_of_the_model_rounded_so_far(
     check(spy, source, rounded, full if cross else None, {"cross": bool(cross)})
 
 
+def test_the_lag_is_of_the_residual_stream_beside_its_writers(
+    spy: ModuleType, model: Path, text: Path, tmp_path: Path
+) -> None:
+    """Their tokens count by the inverse of the stream's mean square; other taps' alike, and they have no lag."""
+    out, source = str(tmp_path / "out"), open_model(model)
+    options = {"method": "spy", "set": ("spy.lag=true",), "calib": str(text), "tokens": TOKENS}
+    pb.quantize(str(model), to="w2g16", out=out, **options)
+    ids, ours, theirs = calibration_ids(source, text, TOKENS), {}, {}
+    rounded = activations(Mixed(source, Artifact(Path(out))), ids, ours)
+    activations(source, ids, theirs)
+    arch = source.arch
+    for tap, (_, n, paired, hessian, cross, _, _, lag, _) in zip(
+        [tap for layer in range(arch.layers) for tap in arch.taps(layer)], spy.SEEN, strict=False
+    ):
+        assert n == TOKENS and cross is None
+        if not tap.name.endswith(("o_in", "down_in")):
+            assert lag is None and paired == 0
+            assert_sums(hessian, rounded[tap.name], rounded[tap.name], f"hessian of {tap.name}")
+            continue
+        root = [(1 / (s.square().mean(-1, keepdim=True) + arch.norm_eps)).sqrt() for s in ours[tap.name]]
+        x = [y * r for y, r in zip(rounded[tap.name], root, strict=True)]
+        assert paired == TOKENS and lag.shape == (arch.hidden, tap.width)
+        assert_sums(hessian, x, x, f"hessian of {tap.name}")
+        behind = [(f - s) * r for f, s, r in zip(theirs[tap.name], ours[tap.name], root, strict=True)]
+        if tap.name == arch.taps(0)[1].name:
+            assert not lag.any()  # where the first block starts nothing is rounded yet
+        else:
+            assert_sums(lag, behind, x, f"lag of {tap.name}")
+
+
+def test_behind_a_norm_of_the_outputs_there_is_no_lag(spy: ModuleType, text: Path, tmp_path: Path) -> None:
+    model = tiny_llama_folder(tmp_path / "gemma3", model_type="gemma3_text")
+    options = {"method": "spy", "set": ("spy.lag=true",), "calib": str(text), "tokens": 512}
+    pb.quantize(str(model), to="w2g16", out=str(tmp_path / "out"), **options)
+    assert all(seen[7] is None for seen in spy.SEEN)
+
+
 def test_a_head_of_its_own_is_rounded_with_its_inputs_and_the_lookup_without(
     spy: ModuleType, text: Path, tmp_path: Path
 ) -> None:
@@ -156,7 +197,7 @@ def test_a_method_is_one_file(spy: ModuleType, model: Path, text: Path, tmp_path
     wrong = ("quantize", model, *options, "-o", tmp_path / "b")
     assert "choose from gptq, rtn, spy" in command(*wrong, "--method", "spies").error
     missing = command(*wrong, "--method", "spy", "--set", "spy.power=1").error
-    assert "spy has no parameter 'power'; hint: it has cross, strength" in missing
+    assert "spy has no parameter 'power'; hint: it has cross, lag, strength" in missing
     assert "spy.strength = 'much' is not a float" in command(*wrong, "--set", "spy.strength=much").error
     assert not (tmp_path / "b").exists()
 

@@ -130,6 +130,24 @@ def test_a_dead_channel_is_rounded_to_nearest_and_disturbs_nobody() -> None:
     assert torch.equal(codes[:, alive], without)
 
 
+@pytest.mark.parametrize("act_order", [True, False])
+def test_catching_up_is_the_least_squares_answer(act_order: bool) -> None:
+    """What the stream lacks, as far as this tap's inputs tell it, is added to the outputs by the weights."""
+    w, stats = problem(5)
+    random = torch.Generator().manual_seed(5)
+    lag = torch.randn(ROWS, WIDTH, generator=random, dtype=torch.float64)
+    stats.lag = lag * TOKENS  # over `paired` tokens
+    params = gptq.Params(damp=0.01, asymmetric=0, act_order=act_order)
+    order, upper, _ = gptq.factor(stats, params)
+    h = stats.hessian / stats.n
+    h = h + params.damp * h.diagonal().mean() * torch.eye(WIDTH, dtype=h.dtype)
+    expected = w + 0.5 * lag @ torch.linalg.inv(h)
+    assert torch.allclose(gptq.caught_up(w, stats, order, upper, 0.5), expected, rtol=1e-8, atol=1e-10)
+    assert gptq.caught_up(w, stats, order, upper, 0.0) is w
+    part = stats.of_rows(slice(3, 7))
+    assert torch.allclose(gptq.caught_up(w[3:7], part, order, upper, 0.5), expected[3:7], rtol=1e-8, atol=1e-10)
+
+
 def test_damping_rises_until_a_singular_hessian_factors(capsys: pytest.CaptureFixture) -> None:
     width = 64
     x = torch.randn(3, width)  # rank 3 of 64
@@ -149,11 +167,11 @@ def test_statistics_add_up_to_the_gram_matrix_and_merge() -> None:
     width = 600  # wide enough for striping
     random = torch.Generator().manual_seed(0)
     x, full = (torch.randn(50, width, generator=random) for _ in range(2))
-    needs = frozenset({"hessian", "cross", "absmax", "absmean"})
-    whole, first, second = (TapStats.empty(width, needs) for _ in range(3))
-    whole.add(x, full)
-    first.add(x[:20], full[:20])
-    second.add(x[20:], full[20:])
+    needs, behind = frozenset({"hessian", "cross", "lag", "absmax", "absmean"}), full[:, :24]
+    whole, first, second = (TapStats.empty(width, needs, stream=24) for _ in range(3))
+    whole.add(x, full, behind=behind)
+    first.add(x[:20], full[:20], behind=behind[:20])
+    second.add(x[20:], full[20:], behind=behind[20:])
     first.merge(second)
     for stats in (whole.complete(), first.complete()):
         assert stats.n == stats.paired == 50
@@ -161,6 +179,7 @@ def test_statistics_add_up_to_the_gram_matrix_and_merge() -> None:
         bound = 50 * 50 * torch.finfo(torch.float32).eps * float(x.abs().max() * full.abs().max() * 2)
         assert (stats.hessian - (x.double().T @ x.double())).abs().max() < bound
         assert (stats.cross - ((full - x).double().T @ x.double())).abs().max() < bound
+        assert (stats.lag - (behind.double().T @ x.double())).abs().max() < bound
         assert torch.equal(stats.hessian, stats.hessian.T)
         assert torch.equal(stats.absmax, x.abs().amax(0))
     assert torch.allclose(whole.absmean, x.abs().sum(0), rtol=1e-5)

@@ -2,7 +2,8 @@
 
 Source: Frantar et al., "GPTQ" (arXiv 2210.17323), eq. 2-3 and algorithm 1; act-order with static groups as in its
 public code; the asymmetric term is GPTAQ (Li et al., arXiv 2504.02692), algorithm 1: it also moves the weights towards
-what the full-precision inputs would have given.
+what the full-precision inputs would have given. Catching up with the residual stream is LoaQ's sub-layer target (Lin
+and Wan, arXiv 2509.06297), solved once before rounding.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from paretobit import native
 from paretobit.compress.grid import Affine, nearest
-from paretobit.compress.stats import CROSS, HESSIAN, TapStats
+from paretobit.compress.stats import CROSS, HESSIAN, LAG, TapStats
 from paretobit.errors import ParetobitError
 from paretobit.progress import say
 from paretobit.qtensor import QTensor
@@ -30,16 +31,19 @@ class Params:
     """damp: added to the Hessian's diagonal, as a share of its mean; raised tenfold while the factorization fails.
     act_order: round the columns with the largest Hessian diagonal first. block: columns between two lazy updates.
     asymmetric: strength of the GPTAQ term, 0 = off; it acts where inputs come from already rounded blocks.
+    residual: how much of what the residual stream lacks so far the outputs make up for, 0 = nothing; where it acts, so
+    does a weight on tokens, the inverse of the stream's mean square.
     weighted: search the scales with columns weighted by the Hessian's diagonal."""
 
     damp: float = 0.01
     act_order: bool = True
     block: int = 128
     asymmetric: float = 0.25
+    residual: float = 0.0
     weighted: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in (("damp", 0), ("block", 1), ("asymmetric", 0)):
+        for name, least in (("damp", 0), ("block", 1), ("asymmetric", 0), ("residual", 0)):
             value = getattr(self, name)
             if not least <= value < math.inf:
                 raise ParetobitError(f"gptq.{name} = {value} is out of range", hint=f"give a number from {least} up")
@@ -54,15 +58,18 @@ class Feedback(Protocol):
     def act_order(self) -> bool: ...
     @property
     def asymmetric(self) -> float: ...
+    @property
+    def residual(self) -> float: ...
 
 
-def needs(params: Params) -> set[str]:
-    return {HESSIAN, CROSS} if params.asymmetric else {HESSIAN}
+def needs(params: Feedback) -> set[str]:
+    return {HESSIAN} | ({CROSS} if params.asymmetric else set()) | ({LAG} if params.residual else set())
 
 
 def run(w: Tensor, stats: TapStats, grid: Grid, params: Params) -> QTensor:
     """w (out, in) float32, stats.hessian (in, in) -> QTensor on `grid`."""
     order, upper, pull = factor(stats, params)
+    w = caught_up(w, stats, order, upper, params.residual)
     assert stats.hessian is not None
     importance = stats.hessian.diagonal() if params.weighted else None
     affine = Affine.search(w, grid, importance)
@@ -99,6 +106,16 @@ def _factor(stats: TapStats, params: Feedback) -> tuple[Tensor, Tensor, Tensor |
         return order, upper, None
     towards = stats.cross[order[:, None], order].mul_(params.asymmetric / max(stats.paired, 1)) @ upper.T
     return order, upper, towards.triu_(1) @ upper
+
+
+def caught_up(w: Tensor, stats: TapStats, order: Tensor, upper: Tensor, residual: float) -> Tensor:
+    """w (out, in) + residual · L H⁻¹: its outputs also give what the least squares of the tap's inputs tell of the
+    residual stream's lag. order, upper: from `factor`."""
+    if not residual or stats.lag is None or not stats.paired:
+        return w
+    missing = torch.empty_like(w)
+    missing[:, order] = (stats.lag[:, order] @ upper.T) @ upper
+    return w + missing * (residual / stats.paired)
 
 
 def _neutral(diagonal: Tensor) -> Tensor:

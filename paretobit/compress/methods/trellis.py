@@ -17,7 +17,7 @@ from torch import Tensor
 
 from paretobit import native, trellis
 from paretobit.compress.methods import gptq
-from paretobit.compress.stats import CROSS, GUIDE, HESSIAN, TapStats
+from paretobit.compress.stats import GUIDE, TapStats
 from paretobit.errors import ParetobitError
 from paretobit.qtensor import QTensor
 from paretobit.scheme import Grid
@@ -30,12 +30,14 @@ GRIDS = ("trellis",)
 class Params:
     """damp: added to the Hessian's diagonal, as a share of its mean; raised tenfold while the factorization fails.
     asymmetric: strength of the GPTAQ term, 0 = off; it acts where inputs come from already rounded blocks.
-    gain: the row scale, over the one that suits the row's standard deviation. refits: how often scales are fitted to
-    the codes under the Hessian and codes searched anew. fit: whether scales are fitted to the codes at the end. guided:
-    weigh tokens and rows by the gradient of the end loss. act_order, block: as gptq's; rotated columns are alike."""
+    residual, act_order, block: as gptq's; rotated columns are alike, so their order is left. gain: the row scale, over
+    the one that suits the row's standard deviation. refits: how often scales are fitted to the codes under the Hessian
+    and codes searched anew. fit: whether scales are fitted to the codes at the end. guided: weigh tokens and rows by
+    the gradient of the end loss."""
 
     damp: float = 0.01
-    asymmetric: float = 0.25
+    asymmetric: float = 0.5
+    residual: float = 0.5
     gain: float = 1.0
     refits: int = 0
     fit: bool = True
@@ -44,7 +46,7 @@ class Params:
     block: int = 128
 
     def __post_init__(self) -> None:
-        for name, least in (("damp", 0), ("asymmetric", 0), ("gain", 0.1), ("refits", 0)):
+        for name, least in (("damp", 0), ("asymmetric", 0), ("residual", 0), ("gain", 0.1), ("refits", 0)):
             value = getattr(self, name)
             if not least <= value < math.inf:
                 raise ParetobitError(f"trellis.{name} = {value} is out of range", hint=f"give a number from {least} up")
@@ -53,7 +55,7 @@ class Params:
 
 
 def needs(params: Params) -> set[str]:
-    return {HESSIAN} | ({CROSS} if params.asymmetric else set()) | ({GUIDE} if params.guided else set())
+    return gptq.needs(params) | ({GUIDE} if params.guided else set())
 
 
 def run(w: Tensor, stats: TapStats | None, grid: Grid, params: Params) -> QTensor:
@@ -67,6 +69,7 @@ def run(w: Tensor, stats: TapStats | None, grid: Grid, params: Params) -> QTenso
         width = w.shape[1]
         stats = TapStats(width, 1, hessian=torch.eye(width, device=w.device))
     order, upper, pull = gptq.factor(stats, params)
+    w = gptq.caught_up(w, stats, order, upper, params.residual)
     row_weight = stats.row_weight if params.guided else None
     scale = _half(w.square().mean(1).sqrt() * (params.gain / trellis.deviation(grid)))
     codes = feed_back(w, scale, row_weight, grid, order, upper, pull, params.block)
