@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from paretobit import __version__, quantize
 from paretobit.artifact import Artifact
 from paretobit.checkpoint.base import Checkpoint, hash_files
 from paretobit.compress.corpus import Corpus
+from paretobit.planfile import uniform
 from paretobit.scheme import parse
 
 FINE_BITS, FINE_GROUP = 4, 32  # grids that can hold the levels of a model dequantized from 4 bits in groups of 32
@@ -56,16 +57,18 @@ class Made:
 
 @dataclass(frozen=True)
 class Ours:
-    """One `paretobit quantize`; more: further options, by their Python names."""
+    """One `paretobit quantize`; more: further options, by their Python names. mix: schemes of the block matrices whose
+    names end so, where a plan says otherwise than `scheme`."""
 
     scheme: str
     method: str
     more: dict[str, Any] = field(default_factory=dict)
     label: str = ""  # where `more` needs a short name
+    mix: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
-        shown = self.label or ", ".join(f"{key} {value}" for key, value in self.more.items())
+        shown = self.label or ", ".join(f"{key} {value}" for key, value in (*self.more.items(), *self.mix))
         return f"{self.scheme} {self.method}" + (f", {shown}" if shown else "")
 
     @property
@@ -82,10 +85,13 @@ class Ours:
     def key(self, calibration: Calibration) -> dict[str, object]:
         reads = {} if self.method == "rtn" else {"calibration": calibration.corpus.hash}
         more = {key: _content(value) if key == "plan" else value for key, value in self.more.items()}
-        return {"scheme": self.scheme, "method": self.method, "more": more, "version": __version__} | reads
+        facts = {"scheme": self.scheme, "method": self.method, "more": more, "version": __version__}
+        return facts | ({"mix": self.mix} if self.mix else {}) | reads
 
     def make(self, name: str, source: Checkpoint, calibration: Calibration, again: bool = False) -> Made:
-        to = {} if self.scheme == "plan" else {"to": self.scheme, "method": self.method}
+        to: dict[str, Any] = {} if self.scheme == "plan" else {"to": self.scheme, "method": self.method}
+        if self.mix:
+            to = {"plan": str(self._plan(source))}
         options = {**to, **self.more, "calib": calibration.calib, "tokens": calibration.tokens}
         out = kept(source, "frontier") / "".join(c if c.isalnum() else "-" for c in self.name)
         # quantize leaves a finished model alone, even one that older code has made
@@ -97,6 +103,20 @@ class Ours:
         words = [f"--{key} {item}" for key, value in options.items() for item in _listed(value)]
         command = f"paretobit quantize {name} {' '.join(words)} -o OUT"
         return Made(Artifact(out), fit.size_bytes, fit.seconds, command)
+
+    def _plan(self, source: Checkpoint) -> Path:
+        """A file with the plan of a mixture."""
+        plan = uniform(source.arch, source.hash, self.scheme, None, (self.method,) * 3, {})
+        layers = dict(plan.layers)
+        for ending, scheme in self.mix:
+            layers |= {
+                name: replace(layer, scheme=parse(scheme))
+                for name, layer in layers.items()
+                if name.endswith(f"{ending}.weight")
+            }
+        path = kept(source, "frontier") / "".join(c if c.isalnum() else "-" for c in f"{self.name}.plan")
+        path.write_text(replace(plan, layers=layers).to_json())
+        return path
 
 
 @dataclass(frozen=True)
@@ -127,7 +147,7 @@ class Llama:
 
 Point = Ours | Llama
 
-# ---- the list. Trellis rows go to the end of OURS, and mixtures: Ours("plan", "trellis", {"plan": FILE}, label="…")
+# ---- the list. Trellis rows go to the end of OURS, and mixtures: by `mix`, or "plan" with {"plan": FILE} and a label.
 
 AFFINE = ("w8g64", "w6g64", "w5g64", "w4g64", "w4g128", "w3g64", "w3g128", "w2g64", "w2g32")
 TRELLIS = ("w4t", "w3t", "w2t", "w1t")
@@ -135,6 +155,10 @@ OURS: tuple[Point, ...] = (
     *(Ours(scheme, method) for method in ("rtn", "gptq") for scheme in AFFINE),
     Ours("w4g32", "gptq"),
     *(Ours(scheme, "trellis") for scheme in TRELLIS),
+    Ours("w4t", "trellis", {"recover": True}),
+    Ours("w3t", "trellis", mix=(("k_proj", "w4t"), ("v_proj", "w4t"))),
+    Ours("w3t", "trellis", mix=(("gate_proj", "w2t"), ("up_proj", "w2t"))),
+    Ours("w2t", "trellis", mix=(("v_proj", "w3t"),)),
 )
 # Rows of neither demo model divide by 256, so most types leave the embedding at 8 bits or so; IQ4_NL is the smallest
 # type with groups of 32, what somebody who wants a small file asks for.

@@ -216,3 +216,17 @@ def test_types_of_llama_cpp_are_made_once(
     assert llama_quantize.quantized(source, "IQ2_M+IQ4_NL", calibration.corpus).seconds == 0
     with pytest.raises(SystemExit, match="llama-quantize to NONE"):
         llama_quantize.quantized(source, "NONE", calibration.corpus)
+
+
+def test_a_mixture_is_a_plan_of_its_own(
+    tmp_path: Path, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PARETOBIT_CACHE", str(tmp_path / "cache"))
+    name = str(tiny_llama_folder(tmp_path / "model"))
+    plain, mixed = Ours("w3g16", "rtn"), Ours("w3g16", "rtn", mix=(("v_proj", "w4g16"), ("k_proj", "w8g16")))
+    assert mixed.name == "w3g16 rtn, v_proj w4g16, k_proj w8g16" and mixed.key(calibration) != plain.key(calibration)
+    made = mixed.make(name, open_model(name), calibration)
+    schemes = {tensor.rpartition("layers.")[2]: str(scheme) for tensor, scheme in made.model.schemes.items()}
+    assert schemes["0.self_attn.v_proj.weight"] == schemes["1.self_attn.v_proj.weight"] == "w4g16"
+    assert schemes["1.self_attn.k_proj.weight"] == "w8g16" and schemes["1.self_attn.q_proj.weight"] == "w3g16"
+    assert "--plan" in made.command
