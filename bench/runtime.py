@@ -31,8 +31,9 @@ from paretobit.verbs.bench import PROMPT, run_command
 from paretobit.work import cache_folder
 
 SMALL = "demo:smollm2"
-SHARES = {"w8": 0.85, "w4g64": 0.85, "w3g64": 0.75, "w2g64": 0.75, "w2": 0.75, "w1.58": 0.75}
+SHARES = {"w8": 0.85, "w4g64": 0.85, "w3g64": 0.75, "w2g64": 0.75, "w2": 0.75, "w1.58": 0.75, "w3t": 0.55, "w2t": 0.6}
 DECODE = {"Q8_0": 1.0, "Q4_0": 1.1, "Q2_K": 1.5, "TQ2_0": 1.3}
+TRELLIS = {"Q3_K_S": 1.0, "Q2_K": 1.3, "TQ2_0": 1.0}  # what a trellis' decoding is promised against
 SMALL_DECODE, PREFILL = 1.3, 1.2
 BESIDE_FILE, OUR_CODE = 110e6, 25e6  # bytes
 START, START_ABOVE = 0.5, 0.15  # seconds
@@ -69,7 +70,7 @@ def big_lines(found: Match, scheme: str) -> Iterator[Line]:
     where = f"{scheme}, {found.threads} threads, {found.model}"
     yield at_least(f"share of the read bandwidth, {where}", found.ours.share, SHARES[scheme], "%")
     for rival in found.theirs:
-        if (wanted := DECODE.get(kind(rival))) is not None:
+        if (wanted := (TRELLIS if scheme.endswith("t") else DECODE).get(kind(rival))) is not None:
             yield at_least(f"decode ÷ {rival.name}, {where}", found.decode_ratio(rival), wanted)
     yield prefill_line(found, where)
 

@@ -165,10 +165,13 @@ def trellis_feed_back(
     return errors, moved
 
 
-def trellis_encode(x: np.ndarray, weight: np.ndarray, grid: Grid, *, threads: int | None = None) -> np.ndarray:
-    """`trellis.encode`: codes uint8 (out, in) of x float32 (out, in) in levels, rows weighted by float32 (out,)."""
+def trellis_encode(
+    x: np.ndarray, weight: np.ndarray, grid: Grid, *, scale: np.ndarray | None = None, threads: int | None = None
+) -> np.ndarray:
+    """`trellis.encode`: codes uint8 (out, in) of x float32 (out, in), rows weighted by float32 (out,). x is in
+    levels, or in levels times scale (out,)."""
     codes = np.empty(x.shape, np.uint8)
-    x, scale = np.ascontiguousarray(x, np.float32), np.ones(len(x), np.float32)
+    x, scale = np.ascontiguousarray(x, np.float32), np.ones(len(x), np.float32) if scale is None else scale
     for start in range(0, x.shape[1], TRELLIS_BLOCK):
         count = min(TRELLIS_BLOCK, x.shape[1] - start)
         trellis_feed_back(x, start, None, None, scale, weight, grid, codes, count=count, threads=threads)

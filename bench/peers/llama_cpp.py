@@ -50,6 +50,8 @@ RIVALS = {
     "w2g64": ("Q2_K",),
     "w2": ("Q2_K",),
     "w1.58": ("TQ2_0", "TQ1_0"),
+    "w3t": ("Q3_K_S",),
+    "w2t": ("Q2_K", "TQ2_0"),
 }
 SHORT = 8  # tokens before the ones that are decoded: an answer's first words
 PAUSE = 0.02  # seconds, for the last contestant's threads to go to sleep

@@ -147,12 +147,13 @@ def decide(
         blind = not source.arch.tied and methods.needs(head, options.get(head, {}))
         lookup = methods.default(ends.weight, blind=True) if blind else head
         decided = uniform(source.arch, source.hash, to, embed, (block, lookup, head), options)
-    check_feasible(decided, options)
+    check_feasible(decided, options, source.arch.tied)
     return decided
 
 
-def check_feasible(plan: Plan, options: Mapping[str, object]) -> None:
+def check_feasible(plan: Plan, options: Mapping[str, object], tied: bool) -> None:
     """Raise before the work on what would be ignored or cannot be made: nothing asked for is dropped in silence."""
+    from paretobit.arch.spec import EMBED
     from paretobit.compress import methods
 
     used = {layer.method for layer in plan.layers.values()}
@@ -163,7 +164,7 @@ def check_feasible(plan: Plan, options: Mapping[str, object]) -> None:
             )
     if plan.kv:
         raise ParetobitError("the plan has kv, which cannot be applied yet", hint="take it out of the plan")
-    for layer in plan.layers.values():
+    for name, layer in plan.layers.items():
         methods.make_params(layer.method, layer.params)
         if layer.scheme.activation:
             raise ParetobitError(f"{layer.scheme} cannot be made yet", hint="leave the a8 out")
@@ -172,6 +173,11 @@ def check_feasible(plan: Plan, options: Mapping[str, object]) -> None:
             raise ParetobitError(
                 f"{layer.method} cannot round onto {layer.scheme}",
                 hint=f"use {methods.default(grid)}, or leave --method out",
+            )
+        if name == EMBED and not tied and grid.kind not in FLOATS and methods.needs(layer.method, layer.params):
+            raise ParetobitError(
+                f"{layer.method} rounds by what is multiplied, and {name}, which is not the head, is only looked up",
+                hint=f"round it by {methods.default(grid, blind=True)}",
             )
 
 

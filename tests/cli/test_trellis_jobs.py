@@ -17,6 +17,7 @@ from paretobit.compress import backward, calibrate, guide, recover
 from paretobit.compress.model import Decoder
 from paretobit.compress.world import World
 from paretobit.errors import ParetobitError
+from paretobit.planfile import uniform
 from paretobit.runtime.session import Session
 from tests.commands import Command, contents
 
@@ -198,10 +199,9 @@ def test_recovery_that_diverges_says_so(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("method", ["rtn", "gptq"])
-def test_methods_that_cannot_are_refused(model: Path, tmp_path: Path, command: Command, method: str) -> None:
-    done = command("quantize", model, "--to", "w4t", "--method", method, "-o", tmp_path / "out")
-    assert done.code == 2 and f"{method} cannot round onto w4t; hint: use trellis" in done.error
+def test_methods_that_cannot_are_refused(model: Path, tmp_path: Path, command: Command) -> None:
+    done = command("quantize", model, "--to", "w4t", "--method", "gptq", "-o", tmp_path / "out")
+    assert done.code == 2 and "gptq cannot round onto w4t; hint: use trellis" in done.error
     done = command(
         "quantize", model, "--to", "w4g64", "--embed", "w4g64", "--method", "trellis", "-o", tmp_path / "out"
     )
@@ -225,6 +225,21 @@ def test_an_untied_embedding_is_rounded_without_statistics(tmp_path: Path, text:
     original = open_model(str(untied)).read(EMBED)
     assert ((source.read(EMBED) - original) ** 2).mean() < 0.02 * (original**2).mean()
     check_runtimes_agree(source)
+
+
+@pytest.mark.parametrize(("method", "scheme"), [("gptq", "w4g16"), ("trellis", "w4t")])
+def test_a_plan_that_rounds_a_lookup_by_statistics_is_refused(
+    tmp_path: Path, command: Command, method: str, scheme: str
+) -> None:
+    from checkpoints import tiny_llama_folder
+
+    untied = tiny_llama_folder(tmp_path / "untied", tied=False)
+    source = open_model(str(untied))
+    plan = uniform(source.arch, source.hash, "w4g16", scheme, ("rtn", method, "rtn"), {})
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    done = command("quantize", untied, "--plan", tmp_path / "plan.json", "-o", tmp_path / "out")
+    assert done.code == 2 and f"{method} rounds by what is multiplied, and {EMBED}, which is" in done.error
+    assert done.error.rstrip().endswith("hint: round it by rtn")
 
 
 def test_any_scheme_can_be_recovered(model: Path, text: Path, tmp_path: Path, quick: None) -> None:

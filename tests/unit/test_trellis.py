@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -168,3 +169,36 @@ def test_what_the_search_refuses() -> None:
             native.trellis_feed_back(*given)  # type: ignore[arg-type]
     with pytest.raises(ParetobitError, match="is no trellis; hint: "):
         trellis.of_grid(grid_of("w3g64"))
+
+
+@pytest.mark.parametrize("scheme", ["w1t", "w2t", "w3t", "w4t", "w2t4"])
+def test_the_nearest_path_is_what_the_definition_finds(scheme: str) -> None:
+    """Rounding without data: the search by numpy on w ÷ scale, then the scale with the least squared error."""
+    import torch
+
+    from paretobit.compress.methods import rtn
+
+    grid = parse(scheme).weight
+    w = torch.randn(70, 150, generator=torch.Generator().manual_seed(3)) * torch.logspace(-1, 0, 70)[:, None]
+    w[5] = 0
+    q = rtn.run(w, None, grid, rtn.Params())
+    assert not np.isnan(q.scale).any() and not q.dequant()[5].any()
+    scale = (w.square().mean(1).sqrt() / trellis.deviation(grid)).half().float().numpy()
+    share = scale**2 / (scale**2).mean()
+    x = np.divide(w.numpy(), scale[:, None], out=np.zeros(w.shape, np.float32), where=scale[:, None] > 0)
+    assert np.array_equal(q.codes, trellis.encode(x, share.astype(np.float32), int(grid.bits), trellis.of_grid(grid)))
+    loss = ((q.dequant() - w.numpy()) ** 2).sum(1)
+    for factor in (0.98, 1.02):  # apart from 1 by far more than a half's rounding
+        other = dataclasses.replace(q, scale=(q.scale.astype(np.float32) * factor).astype(np.float16))
+        assert (((other.dequant() - w.numpy()) ** 2).sum(1) >= loss).all()
+
+
+def test_a_row_that_lost_its_codes_to_its_ring_is_none() -> None:
+    import torch
+
+    from paretobit.compress.methods import trellis as method
+
+    w = torch.randn(64, 96, generator=torch.Generator().manual_seed(4))
+    w[1] *= 1e-4
+    found = method.nearest(w, parse("w1t").weight).dequant()
+    assert (found[1] ** 2).sum() <= (w[1] ** 2).sum() and (found[0] ** 2).sum() > 0.5 * (w[0] ** 2).sum()

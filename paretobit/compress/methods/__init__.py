@@ -37,9 +37,9 @@ def grids(name: str) -> tuple[str, ...]:
 
 def default(grid: Grid, blind: bool = False) -> str:
     """The method that suits a grid; blind: where there are no statistics to round by."""
-    if grid.kind == "trellis":
-        return "trellis"
-    return "rtn" if blind else "gptq"
+    if blind:
+        return "rtn"
+    return "trellis" if grid.kind == "trellis" else "gptq"
 
 
 def needs(name: str, params: Mapping[str, object]) -> frozenset[str]:

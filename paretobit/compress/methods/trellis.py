@@ -58,27 +58,44 @@ def needs(params: Params) -> set[str]:
     return gptq.needs(params) | ({GUIDE} if params.guided else set())
 
 
-def run(w: Tensor, stats: TapStats | None, grid: Grid, params: Params) -> QTensor:
-    """w (out, in) float32, stats.hessian (in, in) or no stats -> QTensor on a trellis `grid`.
+def run(w: Tensor, stats: TapStats, grid: Grid, params: Params) -> QTensor:
+    """w (out, in) float32, stats.hessian (in, in) -> QTensor on a trellis `grid`.
 
     Rings of 64 rows start at row 0: pieces of a matrix are whole rings, but for the last.
     """
     if grid.kind != "trellis":
         raise ParetobitError(f"trellis rounds onto trellis grids, not '{grid.kind}'", hint="use --method gptq")
-    if stats is None:  # inputs of which nothing is known count alike
-        width = w.shape[1]
-        stats = TapStats(width, 1, hessian=torch.eye(width, device=w.device))
     order, upper, pull = gptq.factor(stats, params)
     w = gptq.caught_up(w, stats, order, upper, params.residual)
     row_weight = stats.row_weight if params.guided else None
     scale = _half(w.square().mean(1).sqrt() * (params.gain / trellis.deviation(grid)))
     codes = feed_back(w, scale, row_weight, grid, order, upper, pull, params.block)
     for _ in range(params.refits):
-        scale = refit(w, codes, scale, grid, stats, params.asymmetric)
+        scale = refit(w, codes, grid, stats, params.asymmetric)
         codes = feed_back(w, scale, row_weight, grid, order, upper, pull, params.block)
     if params.fit:
-        scale = refit(w, codes, scale, grid, stats, params.asymmetric)
+        scale = refit(w, codes, grid, stats, params.asymmetric)
     return QTensor(codes, scale.numpy().astype(np.float16)[:, None], None, grid)
+
+
+def nearest(w: Tensor, grid: Grid) -> QTensor:
+    """w (out, in) float32 -> the QTensor whose path through the trellis is nearest, all columns alike."""
+    scale = _half(w.square().mean(1).sqrt() / trellis.deviation(grid))
+    codes = native.trellis_encode(w.cpu().numpy(), _shares(scale, None), grid, scale=scale.numpy())
+    q = levels(codes, grid)
+    scale = _fitted((q * w.cpu()).sum(1), q.square().sum(1))
+    return QTensor(codes, scale.numpy().astype(np.float16)[:, None], None, grid)
+
+
+def _shares(scale: Tensor, row_weight: Tensor | None) -> np.ndarray:
+    """What a row's squared error in levels counts, 1 on average."""
+    share = scale.square() if row_weight is None else scale.square() * row_weight.cpu()
+    return (share / share.mean().clamp(min=1e-38)).numpy()
+
+
+def _fitted(up: Tensor, down: Tensor) -> Tensor:
+    """Scales (out,) of a least-squares fit; 0 for a row that lost its codes to far larger ones of its ring."""
+    return _half(torch.where(down > 0, up / down.clamp(min=1e-38), 0.0))
 
 
 def _half(scale: Tensor) -> Tensor:
@@ -95,8 +112,7 @@ def feed_back(
     """
     rest = w[:, order].cpu().contiguous()
     upper, pull = upper.cpu(), None if pull is None else pull.cpu()
-    share = scale.square() if row_weight is None else scale.square() * row_weight.cpu()
-    weight = (share / share.mean().clamp(min=1e-38)).numpy()
+    weight = _shares(scale, row_weight)
     codes = np.empty(tuple(rest.shape), np.uint8)
     for start in range(0, rest.shape[1], block):
         here = slice(start, min(start + block, rest.shape[1]))
@@ -112,7 +128,7 @@ def feed_back(
     return out
 
 
-def refit(w: Tensor, codes: np.ndarray, scale: Tensor, grid: Grid, stats: TapStats, asymmetric: float) -> Tensor:
+def refit(w: Tensor, codes: np.ndarray, grid: Grid, stats: TapStats, asymmetric: float) -> Tensor:
     """Row scales (out,) that minimize the error of the outputs, given the codes: s = q (H + αC) wᵀ / q H qᵀ a row, with
     GPTAQ's α and C as in the column loop."""
     assert stats.hessian is not None
@@ -121,8 +137,7 @@ def refit(w: Tensor, codes: np.ndarray, scale: Tensor, grid: Grid, stats: TapSta
     down, up = (through * q).sum(1), (through * w).sum(1)
     if asymmetric and stats.cross is not None:
         up += asymmetric / max(stats.paired, 1) * ((q @ stats.cross.T) * w).sum(1)
-    found = torch.where((down > 0) & (up > 0), up / down.clamp(min=1e-38), scale.to(w.device))
-    return _half(found)
+    return _fitted(up, down)
 
 
 def levels(codes: np.ndarray, grid: Grid) -> Tensor:  # (out, in)
