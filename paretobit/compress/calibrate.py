@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paretobit.arch import Tap
+from paretobit.arch import Arch, Tap
 from paretobit.compress.guide import Guide
 from paretobit.compress.model import Decoder, finish
 from paretobit.compress.stats import BESIDE, GUIDE, LAG, TapStats
@@ -27,7 +27,7 @@ from paretobit.work import Work
 
 Visit = Callable[[Tap, TapStats], None]
 TOKENS_PER_BATCH = 4096
-PAIRED_TOKENS = 32768  # the correction towards the full-precision model is a mean that fewer tokens settle
+PAIRED_VALUES = 1 << 26  # of the full-precision model's hidden states: 256 MB, 16,384 tokens of a hidden size of 4096
 SAVING_SHARE = 20  # states are saved when this many times the duration of a save has passed since the last one
 
 
@@ -105,6 +105,11 @@ class Walk:
         return stats.complete()
 
 
+def paired_tokens(arch: Arch) -> int:
+    """Most tokens that the full-precision model walks beside; a mean over them is what is corrected towards."""
+    return PAIRED_VALUES // arch.hidden
+
+
 def _windows_per_batch(states: Tensor) -> int:
     return max(1, TOKENS_PER_BATCH // states.shape[1])
 
@@ -135,7 +140,9 @@ def resume(
         return Walk(decoder, states["hidden"], states.get("full")), layer
     hidden = embed(decoder, torch.from_numpy(windows).to(decoder.device))
     together = _windows_per_batch(hidden)
-    paired = max(1, PAIRED_TOKENS // world.size // (together * hidden.shape[1])) * together  # whole batches
+    paired = (
+        max(1, paired_tokens(decoder.arch) // world.size // (together * hidden.shape[1])) * together
+    )  # whole batches
     return Walk(decoder, hidden, hidden[:paired].clone() if beside else None), 0
 
 

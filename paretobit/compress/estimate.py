@@ -16,7 +16,7 @@ import torch
 
 from paretobit.arch import Arch
 from paretobit.compress.backward import LOGITS
-from paretobit.compress.calibrate import PAIRED_TOKENS
+from paretobit.compress.calibrate import paired_tokens
 from paretobit.compress.recover import SMALL
 from paretobit.compress.stats import BESIDE, GUIDE, LAG
 
@@ -53,7 +53,7 @@ def matmul_flops(products: int = 4) -> float:
 def work_flops(arch: Arch, tokens: int, needs: frozenset[str]) -> float:
     """Matrix-product work of calibration: blocks run over all tokens, and a Gram matrix a tap (twice with `cross`), one
     with the stream for `lag`."""
-    streams = _streams(tokens, needs)
+    streams = _streams(arch, tokens, needs)
     shapes = [shape for layer in range(arch.layers) for shape in arch.block_shapes(layer).values()]
     blocks = sum(math.prod(shape) for shape in shapes if len(shape) == 2)
     grams = sum(tap.width**2 for layer in range(arch.layers) for tap in arch.taps(layer)) + arch.hidden**2
@@ -61,9 +61,9 @@ def work_flops(arch: Arch, tokens: int, needs: frozenset[str]) -> float:
     return 2.0 * tokens * (streams * (blocks + grams) + (streams - 1) * lags * (LAG in needs))
 
 
-def _streams(tokens: int, needs: frozenset[str]) -> float:
+def _streams(arch: Arch, tokens: int, needs: frozenset[str]) -> float:
     """Models that calibration walks through: the rounded one, and beside it the original for some of the tokens."""
-    return 1 + min(1, PAIRED_TOKENS / max(tokens, 1)) if BESIDE & needs else 1
+    return 1 + min(1, paired_tokens(arch) / max(tokens, 1)) if BESIDE & needs else 1
 
 
 def seconds(arch: Arch, tokens: int, needs: frozenset[str], flops: float, extra: Extra = Extra()) -> float:
@@ -71,7 +71,7 @@ def seconds(arch: Arch, tokens: int, needs: frozenset[str], flops: float, extra:
     shapes = [s for s in arch.shapes().values() if len(s) == 2]
     total = WEIGHT_SECONDS * sum(map(math.prod, shapes))
     if needs:
-        streams = _streams(tokens, needs)
+        streams = _streams(arch, tokens, needs)
         cubes = sum(tap.width**3 for layer in range(arch.layers) for tap in arch.taps(layer))
         feedback = sum(rows * width**2 for rows, width in shapes)
         products = work_flops(arch, tokens, needs) + streams * (2.0 * FACTOR_PRODUCTS * cubes + feedback)
@@ -96,7 +96,7 @@ def peak_bytes(arch: Arch, tokens: int, needs: frozenset[str], vocab_rows: int, 
     ends = 2.0 * arch.vocab * arch.hidden + 4 * 6 * vocab_rows * arch.hidden
     if not needs:
         return BASE_BYTES + max(2 * block, ends)
-    streams = _streams(tokens, needs)
+    streams = _streams(arch, tokens, needs)
     width = max(tap.width for tap in arch.taps(0))
     live = 4 * tokens * streams * (4.5 * arch.hidden + 2 * width)
     matrices = 4 * width**2 * (FACTOR_MATRICES + streams)

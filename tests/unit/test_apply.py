@@ -124,7 +124,7 @@ def test_sequential_statistics_are_those_of_the_model_rounded_so_far(
     """In a plain forward through the finished artifact every tap sees exactly the weights that were rounded before it,
     those of its own block included. Only the embedding, which is rounded last, is still the original."""
     out, source = str(tmp_path / "out"), open_model(model)
-    monkeypatch.setattr(calibrate, "PAIRED_TOKENS", 4 * TOKENS if cross == TOKENS else 8 * 512)
+    monkeypatch.setattr(calibrate, "PAIRED_VALUES", source.arch.hidden * (4 * TOKENS if cross == TOKENS else 8 * 512))
     options = {"method": "spy", "set": (f"spy.cross={bool(cross)}",), "calib": str(text), "tokens": TOKENS}
     pb.quantize(str(model), to="w2g16", out=out, **options)
     ids = calibration_ids(source, text, TOKENS)
