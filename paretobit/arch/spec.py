@@ -60,7 +60,8 @@ class Rope:
 class Tap:
     """A point where an activation is born: `producer` makes it, every tensor in `consumers` multiplies it.
 
-    kind: "norm", "heads", "ffn" or "residual"; width: channels of the activation.
+    kind: "norm", "heads", "ffn" or "residual"; width: channels of the activation; norm: through which what the consumer
+    gives goes on its way into the residual stream, if any.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Tap:
     kind: str
     width: int
     experts: int | None = None
+    norm: str | None = None
 
     @property
     def writes(self) -> bool:
@@ -116,11 +118,15 @@ class Arch:
         before_mlp = "pre_feedforward_layernorm" if self.post_norms else "post_attention_layernorm"
         qkv = tuple(f"{at}self_attn.{x}_proj.weight" for x in "qkv")
         gate_up = (f"{at}mlp.gate_proj.weight", f"{at}mlp.up_proj.weight")
+        o, down = (f"{at}self_attn.o_proj.weight",), (f"{at}mlp.down_proj.weight",)
+        after_o, after_down = (
+            f"{at}post_{part}_layernorm.weight" if self.post_norms else None for part in ("attention", "feedforward")
+        )
         return (
             Tap(f"{at}attn_in", f"{at}input_layernorm.weight", qkv, "norm", self.hidden),
-            Tap(f"{at}o_in", qkv[2], (f"{at}self_attn.o_proj.weight",), "heads", self.heads * self.head_dim),
+            Tap(f"{at}o_in", qkv[2], o, "heads", self.heads * self.head_dim, norm=after_o),
             Tap(f"{at}mlp_in", f"{at}{before_mlp}.weight", gate_up, "norm", self.hidden),
-            Tap(f"{at}down_in", gate_up[1], (f"{at}mlp.down_proj.weight",), "ffn", self.intermediate),
+            Tap(f"{at}down_in", gate_up[1], down, "ffn", self.intermediate, norm=after_down),
         )
 
     @property

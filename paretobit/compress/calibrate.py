@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from paretobit.arch import Arch, Tap
@@ -28,6 +29,7 @@ from paretobit.work import Work
 Visit = Callable[[Tap, TapStats], None]
 TOKENS_PER_BATCH = 4096
 PAIRED_VALUES = 1 << 26  # of the full-precision model's hidden states: 256 MB, 16,384 tokens of a hidden size of 4096
+SMALL_GAIN = 0.1  # of the mean square of a norm's weights: channels that count less than this are not chased
 SAVING_SHARE = 20  # states are saved when this many times the duration of a save has passed since the last one
 
 
@@ -65,29 +67,45 @@ class Walk:
             original = dict(weights)
             beside = [self.decoder.block(layer, original, x) for x in self.batches(self.full)]
         for tap in self.decoder.arch.taps(layer):
-            # Behind a norm of the outputs nothing linear makes up for what the stream lacks.
-            lag = LAG in needs and tap.writes and not self.decoder.arch.post_norms
+            lag = LAG in needs and tap.writes
             stats = TapStats.empty(tap.width, needs, self.hidden.device, self.decoder.arch.hidden if lag else None)
             weights_of = self._token_weights(tap, needs)
             for i, run in enumerate(runs):
                 _, x, stream = next(run)
                 _, full, ahead = next(beside[i]) if i < len(beside) else (None, None, None)
-                weight = weights_of[i]
+                weight, behind = weights_of[i], None
                 if lag:
-                    heard = self._heard(stream)
+                    heard, behind = self._lacking(tap, weights, x, stream, ahead)
                     weight = heard if weight is None else weight * heard
-                stats.add(x, full, weight, ahead - stream if lag and ahead is not None else None)
-                del x, stream, full, ahead
+                stats.add(x, full, weight, behind)
+                del x, stream, full, ahead, behind
             world.reduce(stats)
+            if stats.lag is not None and tap.norm is not None:
+                gain = weights[tap.norm] + self.decoder.arch.norm_offset
+                stats.lag *= (gain / (gain.square() + SMALL_GAIN * gain.square().mean()))[:, None]
             visit(tap, stats.complete())
         self.hidden = _gather(runs, self.hidden)
         if self.full is not None:
             self.full = _gather(beside, self.full)
 
-    def _heard(self, stream: Tensor) -> Tensor:  # (b, t, hidden) -> (b, t)
-        """How much an error in the residual stream counts at each token: every norm that reads it divides by its size.
-        A few tokens carry a stream hundreds of times as large as the others, and would decide by themselves."""
-        return 1 / (stream.square().mean(-1) + self.decoder.arch.norm_eps)
+    def _lacking(
+        self, tap: Tap, weights: dict[str, Tensor], x: Tensor, stream: Tensor, ahead: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """How much an error of a writer's outputs counts at each token (b, t), and what they would have to add for the
+        stream to be the full-precision model's, `ahead`, if that is known (b, t, hidden).
+
+        Every norm that reads the stream divides by its size: a few tokens carry one hundreds of times as large as the
+        others', and would decide by themselves. A norm on the way into the stream divides by the outputs' size, taken
+        as it is before rounding; its weights are left to the caller.
+        """
+        eps = self.decoder.arch.norm_eps
+        heard = 1 / (stream.square().mean(-1) + eps)
+        behind = None if ahead is None else ahead - stream
+        if tap.norm is not None:
+            size = F.linear(x, weights[tap.consumers[0]]).square().mean(-1) + eps
+            heard = heard / size
+            behind = None if behind is None else behind * size.sqrt()[..., None]
+        return heard, behind
 
     def replay(self, layer: int, weights: dict[str, Tensor], original: dict[str, Tensor]) -> None:
         """Run a block that is already rounded: the states become what `block` left, bit for bit."""

@@ -137,41 +137,44 @@ def test_sequential_statistics_are_those_of_the_model_rounded_so_far(
     check(spy, source, rounded, full if cross else None, {"cross": bool(cross)})
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_the_lag_is_of_the_residual_stream_beside_its_writers(
-    spy: ModuleType, model: Path, text: Path, tmp_path: Path
+    spy: ModuleType, family: str, text: Path, tmp_path: Path
 ) -> None:
-    """Their tokens count by the inverse of the stream's mean square; other taps' alike, and they have no lag."""
-    out, source = str(tmp_path / "out"), open_model(model)
+    """Their tokens count by the inverse of the stream's mean square, and behind a norm of the outputs by theirs too;
+    other taps' tokens alike, and they have no lag."""
+    model, out = tiny_llama_folder(tmp_path / "model", model_type=family), str(tmp_path / "out")
+    source, arch = open_model(str(model)), open_model(str(model)).arch
     options = {"method": "spy", "set": ("spy.lag=true",), "calib": str(text), "tokens": TOKENS}
     pb.quantize(str(model), to="w2g16", out=out, **options)
     ids, ours, theirs = calibration_ids(source, text, TOKENS), {}, {}
     rounded = activations(Mixed(source, Artifact(Path(out))), ids, ours)
     activations(source, ids, theirs)
-    arch = source.arch
-    for tap, (_, n, paired, hessian, cross, _, _, lag, _) in zip(
+    norms = {"o_in": "post_attention", "down_in": "post_feedforward"}
+    for tap, (w, n, paired, hessian, cross, _, _, lag, _) in zip(
         [tap for layer in range(arch.layers) for tap in arch.taps(layer)], spy.SEEN, strict=False
     ):
         assert n == TOKENS and cross is None
-        if not tap.name.endswith(("o_in", "down_in")):
+        before, _, kind = tap.name.rpartition(".")
+        if kind not in norms:
             assert lag is None and paired == 0
             assert_sums(hessian, rounded[tap.name], rounded[tap.name], f"hessian of {tap.name}")
             continue
-        root = [(1 / (s.square().mean(-1, keepdim=True) + arch.norm_eps)).sqrt() for s in ours[tap.name]]
-        x = [y * r for y, r in zip(rounded[tap.name], root, strict=True)]
+        # In front of a norm an error is divided by the outputs' size, and multiplied by the norm's weights.
+        size, gain = [torch.ones(1)] * len(rounded[tap.name]), torch.ones(arch.hidden)
+        if arch.post_norms:
+            size = [((x @ w.T).square().mean(-1, keepdim=True) + arch.norm_eps).sqrt() for x in rounded[tap.name]]
+            gain = torch.from_numpy(source.read(f"{before}.{norms[kind]}_layernorm.weight")) + arch.norm_offset
+            gain = (gain**2 + 0.1 * (gain**2).mean()) / gain
+        stream = [(s.square().mean(-1, keepdim=True) + arch.norm_eps).sqrt() for s in ours[tap.name]]
+        x = [y / s / z for y, s, z in zip(rounded[tap.name], stream, size, strict=True)]
         assert paired == TOKENS and lag.shape == (arch.hidden, tap.width)
         assert_sums(hessian, x, x, f"hessian of {tap.name}")
-        behind = [(f - s) * r for f, s, r in zip(theirs[tap.name], ours[tap.name], root, strict=True)]
+        behind = [(f - o) / s for f, o, s in zip(theirs[tap.name], ours[tap.name], stream, strict=True)]
         if tap.name == arch.taps(0)[1].name:
             assert not lag.any()  # where the first block starts nothing is rounded yet
         else:
-            assert_sums(lag, behind, x, f"lag of {tap.name}")
-
-
-def test_behind_a_norm_of_the_outputs_there_is_no_lag(spy: ModuleType, text: Path, tmp_path: Path) -> None:
-    model = tiny_llama_folder(tmp_path / "gemma3", model_type="gemma3_text")
-    options = {"method": "spy", "set": ("spy.lag=true",), "calib": str(text), "tokens": 512}
-    pb.quantize(str(model), to="w2g16", out=str(tmp_path / "out"), **options)
-    assert all(seen[7] is None for seen in spy.SEEN)
+            assert_sums(lag * gain[:, None], behind, x, f"lag of {tap.name}")
 
 
 def test_a_head_of_its_own_is_rounded_with_its_inputs_and_the_lookup_without(
