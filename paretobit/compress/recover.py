@@ -27,7 +27,7 @@ from paretobit.compress.basis import basis_of, restored
 from paretobit.compress.model import Decoder
 from paretobit.compress.world import World
 from paretobit.errors import ParetobitError
-from paretobit.planfile import Plan
+from paretobit.planfile import Plan, is_embedding
 from paretobit.progress import progress
 from paretobit.scales import HALF_MAX
 from paretobit.scheme import FLOATS
@@ -41,7 +41,7 @@ SAVE_SECONDS = 60
 @dataclass(frozen=True)
 class Recipe:
     """epochs: times that every window is seen; batch: windows a step; rate: of Adam, on factors that start at 1, with a
-    cosine to 0."""
+    cosine to 0. Each bit beyond 2 halves a tensor's rate twice, as it does the squared error that is to be repaired."""
 
     epochs: int = 2
     batch: int = 2
@@ -70,6 +70,15 @@ class Student:
 
     def quantized(self, name: str) -> bool:
         return name in self.plan.layers and self.plan.layers[name].scheme.weight.kind not in FLOATS
+
+    def share(self, name: str) -> float:
+        """Of the recipe's rate: what a tensor's factors move by. Norms move with the blocks' finest grid."""
+        plan = self.plan.layers
+        if name in plan:
+            return min(1.0, 4 ** (2 - plan[name].scheme.weight.bits))
+        return min(
+            (self.share(other) for other in plan if self.quantized(other) and not is_embedding(other)), default=1
+        )
 
     def rounded(self, name: str) -> Tensor:
         """A matrix as rounded, float32 (out, in) in the model's basis; other tensors as the original's."""
@@ -135,7 +144,8 @@ def run(source: Checkpoint, plan: Plan, windows: np.ndarray, units: list[Path], 
     student = Student(source, plan, units, device)
     parameters = sum(map(math.prod, source.arch.shapes().values()))
     teacher = Decoder(source, device=device, keep=parameters <= SMALL)
-    optimizer = torch.optim.Adam(student.deltas.values(), lr=recipe.rate, betas=(0.9, 0.99))
+    groups = [{"params": [delta], "share": student.share(name)} for name, delta in student.deltas.items()]
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
     count = world.least(len(windows))
     order = np.concatenate([np.random.default_rng(i).permutation(count) for i in range(recipe.epochs)])
     steps = [order[i : i + recipe.batch] for i in range(0, len(order), recipe.batch)]
@@ -145,7 +155,7 @@ def run(source: Checkpoint, plan: Plan, windows: np.ndarray, units: list[Path], 
         advance(done)
         for step in range(done, len(steps)):
             for group in optimizer.param_groups:
-                group["lr"] = recipe.rate * (1 + math.cos(math.pi * step / len(steps))) / 2
+                group["lr"] = group["share"] * recipe.rate * (1 + math.cos(math.pi * step / len(steps))) / 2
             optimizer.zero_grad()
             loss = one_step(student, teacher, torch.from_numpy(windows[steps[step]]).to(student.device))
             for delta in student.deltas.values():
