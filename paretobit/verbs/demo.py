@@ -81,8 +81,12 @@ def demo(
     rows: list[Row] = []
     for to, method in POINTS:
         made = str(folder / f"{to}-{method}")
-        # A trellis wants what the blocks before it have become; statistics of the original do for the others.
-        options: dict[str, dict[str, Any]] = {"gptq": {"stats": statistics}, "trellis": {"tokens": CALIBRATION_TOKENS}}
+        # A trellis wants what the blocks before it have become; statistics of the original do for the others. So few
+        # tokens of the model's own are no text to train on.
+        options: dict[str, dict[str, Any]] = {
+            "gptq": {"stats": statistics},
+            "trellis": {"tokens": CALIBRATION_TOKENS, "recover": False},
+        }
         fit = quantize(model, to=to, method=method, out=made, overwrite=ours, **options.get(method, {}))
         result = evaluate(made, against=model, text=str(text), windows=WINDOWS)
         if not rows:
