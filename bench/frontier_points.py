@@ -93,7 +93,7 @@ class Ours:
         if self.mix:
             to = {"plan": str(self._plan(source))}
         options = {**to, **self.more, "calib": calibration.calib, "tokens": calibration.tokens}
-        out = kept(source, "frontier") / "".join(c if c.isalnum() else "-" for c in self.name)
+        out = self._path(source)
         # quantize leaves a finished model alone, even one that older code has made
         stamp = out.with_name(out.name + ".sources")
         if again or not stamp.exists() or stamp.read_text() != sources():
@@ -103,6 +103,9 @@ class Ours:
         words = [f"--{key} {item}" for key, value in options.items() for item in _listed(value)]
         command = f"paretobit quantize {name} {' '.join(words)} -o OUT"
         return Made(Artifact(out), fit.size_bytes, fit.seconds, command)
+
+    def _path(self, source: Checkpoint, ending: str = "") -> Path:
+        return kept(source, "frontier") / "".join(c if c.isalnum() else "-" for c in self.name + ending)
 
     def _plan(self, source: Checkpoint) -> Path:
         """A file with the plan of a mixture."""
@@ -114,7 +117,7 @@ class Ours:
                 for name, layer in layers.items()
                 if name.endswith(f"{ending}.weight")
             }
-        path = kept(source, "frontier") / "".join(c if c.isalnum() else "-" for c in f"{self.name}.plan")
+        path = self._path(source, ".plan")
         path.write_text(replace(plan, layers=layers).to_json())
         return path
 

