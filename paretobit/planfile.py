@@ -12,7 +12,7 @@ from paretobit.arch import Arch, Tap
 from paretobit.arch.spec import EMBED, HEAD
 from paretobit.errors import ParetobitError
 from paretobit.rotation import Rotation
-from paretobit.scheme import Scheme, parse, spell, wider
+from paretobit.scheme import FLOATS, Grid, Scheme, parse, spell, wider
 from paretobit.work import parse_json
 
 PLAN_VERSION = 1
@@ -90,10 +90,16 @@ def uniform(
         HEAD: Layer(embedding, head_method, params.get(head_method, {})),
     }
     layers = {name: ends.get(name, block) for name in matrices(arch)}
-    # A trellis wants Gaussian weights; whoever shares a tap with one turns along.
-    turned = [t.name for t in taps(arch) if any(layers[c].scheme.weight.kind == "trellis" for c in t.consumers)]
+    # A trellis wants Gaussian weights, and so does one scale for a whole row; whoever shares a tap with one turns
+    # along. Without a trellis nothing turns: it costs the runtime a pass over the activations.
+    rotates = any(layer.scheme.weight.kind == "trellis" for layer in layers.values())
+    turned = [t.name for t in taps(arch) if rotates and any(_whole_rows(layers[c].scheme.weight) for c in t.consumers)]
     some = {} if len(turned) == len(taps(arch)) else {"taps": turned}
     return Plan(model, layers, ({"method": ROTATE, "seed": 0, **some},) if turned else ())
+
+
+def _whole_rows(grid: Grid) -> bool:
+    return grid.kind not in FLOATS and grid.group is None
 
 
 def rotation(plan: Plan, tap: str, width: int) -> Rotation | None:

@@ -126,12 +126,13 @@ def spell(scheme: Scheme) -> str:
 
 
 def wider(scheme: Scheme) -> Scheme:
-    """The default for embedding and head: the same family, one step wider, at most 8 bits."""
+    """The default for embedding and head: the same family, one step wider, at most 8 bits; above the widest trellis
+    comes a scale for the whole row, which in the trellis's basis suits as well."""
     grid = scheme.weight
     if grid.kind in FLOATS:
         return scheme
     if grid.kind == "trellis":
-        return parse("w4t")
+        return parse("w5" if grid.bits == 4 else "w4t")
     step = {1: 2, 1.58: 4, 2: 4, 3: 4, 4: 6, 5: 6, 6: 8, 8: 8}[grid.bits]
     group = "" if grid.group is None else f"g{grid.group}"
     return parse(f"w{step}{group}")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from paretobit.checkpoint.base import Checkpoint
     from paretobit.compress.apply import Job
     from paretobit.planfile import Plan
+    from paretobit.scheme import Grid
 
 
 SEQUENTIAL, FULL = INPUTS = ("sequential", "full")
@@ -142,13 +143,22 @@ def decide(
     else:
         scheme = parse(to)
         ends = parse(embed) if embed else wider(scheme)
-        block, head = (method or methods.default(which.weight) for which in (scheme, ends))
+        block = method or methods.default(scheme.weight)
+        head = (embed and method) or _suited(ends.weight, method)
         # A tied matrix has the head's statistics to round by; a lookup alone has none.
         blind = not source.arch.tied and methods.needs(head, options.get(head, {}))
         lookup = methods.default(ends.weight, blind=True) if blind else head
         decided = uniform(source.arch, source.hash, to, embed, (block, lookup, head), options)
     check_feasible(decided, options, source.arch.tied)
     return decided
+
+
+def _suited(grid: Grid, method: str | None) -> str:
+    """`method` where it rounds onto the grid, else the grid's own: for grids that nobody asked for by name."""
+    from paretobit.compress import methods
+
+    fits = method is not None and grid.kind in (*FLOATS, *methods.grids(method))
+    return method if method is not None and fits else methods.default(grid)
 
 
 def check_feasible(plan: Plan, options: Mapping[str, object], tied: bool) -> None:
@@ -187,7 +197,6 @@ def _no_file(path: str) -> Any:
 
 def unasked(plan: Plan, to: str | None, method: str | None, embed: str | None) -> list[dict[str, str]]:
     """What is stored otherwise than `to` and `method` say, and why. Empty for a replayed plan: it asks by name."""
-    from paretobit.compress import methods
     from paretobit.planfile import is_embedding
     from paretobit.scheme import parse
 
@@ -198,16 +207,10 @@ def unasked(plan: Plan, to: str | None, method: str | None, embed: str | None) -
         if embed is None and layer.scheme != parse(to) and is_embedding(name):
             why = "embedding and head are one step wider by default; --embed sets them"
             found.append({"name": name, "asked": str(parse(to)), "stored": str(layer.scheme), "why": why})
-        if layer.method != (method or methods.default(layer.scheme.weight)):
+        suited = _suited(layer.scheme.weight, method)
+        if layer.method != suited:
             why = "no statistics of a lookup to round by"
-            found.append(
-                {
-                    "name": name,
-                    "asked": method or methods.default(layer.scheme.weight),
-                    "stored": layer.method,
-                    "why": why,
-                }
-            )
+            found.append({"name": name, "asked": suited, "stored": layer.method, "why": why})
     return found
 
 

@@ -199,6 +199,17 @@ def test_recovery_that_diverges_says_so(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("method", [None, "trellis"])
+def test_an_embedding_above_the_widest_trellis_turns_along(
+    model: Path, text: Path, tmp_path: Path, quick: None, method: str | None
+) -> None:
+    fit = pb.quantize(str(model), to="w4t", method=method, out=str(tmp_path / "out"), calib=str(text), tokens=TOKENS)
+    source = Artifact(tmp_path / "out")
+    embedding = source.plan.layers[EMBED]
+    assert (str(embedding.scheme), embedding.method) == ("w5", "gptq") and source.rotation(EMBED) is not None
+    assert len(fit.notes) == 1 and fit.notes[0].startswith(f"{EMBED}: w5 instead of w4t")
+
+
 def test_methods_that_cannot_are_refused(model: Path, tmp_path: Path, command: Command) -> None:
     done = command("quantize", model, "--to", "w4t", "--method", "gptq", "-o", tmp_path / "out")
     assert done.code == 2 and "gptq cannot round onto w4t; hint: use trellis" in done.error
