@@ -158,7 +158,7 @@ OURS: tuple[Point, ...] = (
     *(Ours(scheme, method) for method in ("rtn", "gptq") for scheme in AFFINE),
     Ours("w4g32", "gptq"),
     *(Ours(scheme, "trellis") for scheme in TRELLIS),
-    Ours("w4t", "trellis", {"recover": True}),
+    Ours("w4t", "trellis", {"embed": "w4t"}),
     Ours("w3t", "trellis", mix=(("k_proj", "w4t"), ("v_proj", "w4t"))),
     Ours("w3t", "trellis", mix=(("gate_proj", "w2t"), ("up_proj", "w2t"))),
     Ours("w2t", "trellis", mix=(("v_proj", "w3t"),)),

@@ -67,14 +67,14 @@ class Walk:
             original = dict(weights)
             beside = [self.decoder.block(layer, original, x) for x in self.batches(self.full)]
         for tap in self.decoder.arch.taps(layer):
-            lag = LAG in needs and tap.writes
-            stats = TapStats.empty(tap.width, needs, self.hidden.device, self.decoder.arch.hidden if lag else None)
+            kinds = needs if tap.writes else needs - {LAG}
+            stats = TapStats.empty(tap.width, kinds, self.hidden.device, self.decoder.arch.hidden)
             weights_of = self._token_weights(tap, needs)
             for i, run in enumerate(runs):
                 _, x, stream = next(run)
                 _, full, ahead = next(beside[i]) if i < len(beside) else (None, None, None)
                 weight, behind = weights_of[i], None
-                if lag:
+                if stats.lag is not None:
                     heard, behind = self._lacking(tap, weights, x, stream, ahead)
                     weight = heard if weight is None else weight * heard
                 stats.add(x, full, weight, behind)

@@ -25,6 +25,7 @@ class TapStats:
     lag:     (hidden, width) sum of (s_full - s) xᵀ, where s is the residual stream that the outputs are added to; None
              at taps whose outputs go elsewhere
     row_weight: (out,) importance of the consumers' rows to the end loss, or None for all alike
+    stream: channels of the residual stream, 0 where nobody said
     factors: scratch for methods that factor the Hessian, shared by all consumers of the tap
     """
 
@@ -37,20 +38,20 @@ class TapStats:
     lag: Tensor | None = None
     paired: int = 0
     row_weight: Tensor | None = None
+    stream: int = 0
     factors: dict[object, Any] = field(default_factory=dict)
 
     @classmethod
     def empty(
-        cls, width: int, needs: frozenset[str], device: torch.device | str = "cpu", stream: int | None = None
+        cls, width: int, needs: frozenset[str], device: torch.device | str = "cpu", stream: int = 0
     ) -> TapStats:
-        """Zeros for the statistics named in `needs`; stream: channels of the residual stream, for `lag`."""
-        square, line = (width, width), (width,)
+        """Zeros for the statistics named in `needs`."""
+        square, line, wide = (width, width), (width,), (stream, width)
         made: dict[str, Any] = {
             name: torch.zeros(shape, device=device) if name in needs else None
-            for name, shape in ((ABSMAX, line), (ABSMEAN, line), (HESSIAN, square), (CROSS, square))
+            for name, shape in ((ABSMAX, line), (ABSMEAN, line), (HESSIAN, square), (CROSS, square), (LAG, wide))
         }
-        lag = torch.zeros(stream, width, device=device) if stream is not None and LAG in needs else None
-        return cls(width, 0, **made, lag=lag)
+        return cls(width, 0, **made, stream=stream)
 
     def add(
         self, x: Tensor, full: Tensor | None = None, weight: Tensor | None = None, behind: Tensor | None = None
