@@ -11,6 +11,7 @@ std::vector<std::string> available() {
   if (has.vbmi) names.push_back("avx512_vbmi");
   if (has.vnni) names.push_back("avx512_vnni");
   if (has.avx512) names.push_back("avx512");
+  if (has.avx_vnni) names.push_back("avx_vnni");
   if (has.avx2) names.push_back("avx2");
 #elif defined(__aarch64__)
   if (has_dotprod() && has_i8mm()) names.push_back("neon_i8mm");

@@ -13,7 +13,7 @@ namespace paretobit {
 
 #if defined(__x86_64__)
 struct Features {
-  bool avx2 = false, avx512 = false, vnni = false, vbmi = false;
+  bool avx2 = false, avx_vnni = false, avx512 = false, vnni = false, vbmi = false;
 };
 
 // Asked of the processor: __builtin_cpu_supports asks the compiler's runtime library, and zig's denies all.
@@ -28,7 +28,9 @@ inline Features features() {
   has.avx512 = (saved & 0xE6) == 0xE6 && (b & bit_AVX512F) && (b & bit_AVX512BW) && (b & bit_AVX512VL) &&
                (b & bit_AVX512DQ);
   has.vnni = has.avx512 && (c & bit_AVX512VNNI);
-  has.vbmi = has.vnni && (c & bit_AVX512VBMI) && (c & bit_GFNI);  // the kernels of that name use both
+  const bool gfni = c & bit_GFNI;  // what processors have that have VBMI, or VNNI without AVX-512: their kernels use both
+  has.vbmi = has.vnni && (c & bit_AVX512VBMI) && gfni;
+  if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) has.avx_vnni = has.avx2 && gfni && (a >> 4 & 1);
   return has;
 }
 #elif defined(__aarch64__) && defined(__linux__)

@@ -21,8 +21,6 @@ PARETOBIT_INLINE Octets sixteen_repeated(const uint8_t* from) {
 
 PARETOBIT_INLINE Table make_table(const uint8_t* from) { return {sixteen_repeated(from), sixteen_repeated(from + 16)}; }
 
-PARETOBIT_INLINE Octets all_octets(int x) { return uint8_t(x) - Octets{}; }
-
 // Every byte's bits from kShift on.
 template <int kShift>
 PARETOBIT_INLINE Octets down(Octets v) {
@@ -31,35 +29,29 @@ PARETOBIT_INLINE Octets down(Octets v) {
 
 // Entries of the low table, and of the high one, for bits kShift … kShift + 3 of every byte.
 template <int kShift>
-PARETOBIT_INLINE Octets nibble(Octets v) {
-  if constexpr (kShift == 0) return v & all_octets(15);
-  if constexpr (kShift == 4) return v >> 4;
-  return down<kShift>(v) & all_octets(15);
-}
-template <int kShift>
 PARETOBIT_INLINE Octets low(const Table& table, Octets v) {
-  return pick(table.low, nibble<kShift>(v));
+  return pick(table.low, bits<kShift, 15>(v));
 }
 template <int kShift>
 PARETOBIT_INLINE Octets high(const Table& table, Octets v) {
-  return pick(table.high, nibble<kShift>(v));
+  return pick(table.high, bits<kShift, 15>(v));
 }
 
 // Of every byte the low halves, or the high ones: that of v below that of p.
 template <bool kHigh>
 PARETOBIT_INLINE Octets halves(Octets p, Octets v) {
-  if constexpr (kHigh) return (p & all_octets(0xF0)) | v >> 4;
-  return p << 4 | (v & all_octets(15));
+  if constexpr (kHigh) return bits<0, 0xF0>(p) | bits<4, 15>(v);
+  return bits<-4, 0xF0>(p) | bits<0, 15>(v);
 }
 
 // Bits p1 p0 v7 v6 of every byte.
 PARETOBIT_INLINE Octets ends(Octets p, Octets v) {
-  return ((Octets)((Shorts)p << 2) & all_octets(12)) | v >> 6;
+  return bits<-2, 12>(p) | bits<6, 3>(v);
 }
 
 // Bits p1 p0 y5 y4 y3 y2 v7 v6 of every byte.
 PARETOBIT_INLINE Octets middle(Octets p, Octets y, Octets v) {
-  return p << 6 | (y & all_octets(0x3C)) | v >> 6;
+  return bits<-6, 0xC0>(p) | bits<0, 0x3C>(y) | bits<6, 3>(v);
 }
 #endif
 

@@ -3,6 +3,8 @@
 
 namespace paretobit {
 
-std::vector<std::string> available() { return {"avx512_vbmi", "avx512_vnni", "avx512", "avx2", "scalar"}; }
+std::vector<std::string> available() {
+  return {"avx512_vbmi", "avx512_vnni", "avx512", "avx_vnni", "avx2", "scalar"};
+}
 
 }  // namespace paretobit

@@ -23,3 +23,5 @@ inline simde__m512i _mm512_alignr_epi32(simde__m512i high, simde__m512i low, int
   __builtin_memcpy(both + 16, &high, 64);
   return simde_mm512_loadu_si512(both + lanes);
 }
+
+#define _mm256_dpbusd_avx_epi32 simde_mm256_dpbusd_epi32
