@@ -1,6 +1,6 @@
 """The frontier of size and KL divergence: every way to make one model small, measured alike.
 
-    python -m bench.frontier demo:smollm2 demo:gemma3 [--only ours|rtn|gptq|trellis|llama.cpp] [--calib self|leads|FILE]
+    python -m bench.frontier demo:smollm2 demo:gemma3 [--only ours|FAMILY] [--calib self|leads|FILE]
                              [--tokens 32768] [--text FILE] [--windows 80] [--point NAME ...] [--again]
                              [--pair A B ...] [--draw FOLDER] [--json]
 
@@ -67,7 +67,7 @@ def rows_of(model: str, source: Checkpoint, text: Path, given: argparse.Namespac
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="+")
-    parser.add_argument("--only", help="ours, or a family: rtn, gptq, trellis, llama.cpp")
+    parser.add_argument("--only", help="ours, or a family: rtn, gptq, trellis, llama.cpp, llm-compressor, AutoRound")
     parser.add_argument("--calib", default="self")
     parser.add_argument("--tokens", type=int, default=32768)
     parser.add_argument("--text", help="held-out text (default: the demo's)")

@@ -48,7 +48,7 @@ class Calibration:
 class Made:
     """A model to measure. nbytes: what its runtime reads, without a tokenizer; note: what else is worth a word."""
 
-    model: Checkpoint
+    model: Any  # a Checkpoint, as far as the decoder reads one, with a hash
     nbytes: int
     seconds: float
     command: str
@@ -148,7 +148,39 @@ class Llama:
         return Made(GgufCheckpoint(made.path), made.path.stat().st_size, made.seconds, made.command, note)
 
 
-Point = Ours | Llama
+@dataclass(frozen=True)
+class Peer:
+    """The blocks rounded by another library, all else as in our GPTQ's file of the same scheme, which has the size that
+    counts: both grids need the same bits."""
+
+    scheme: str
+    library: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.scheme} {self.library}"
+
+    @property
+    def family(self) -> str:
+        return self.library
+
+    source_grid = False
+
+    def key(self, calibration: Calibration) -> dict[str, object]:
+        return {"scheme": self.scheme, "library": self.library, "calibration": calibration.corpus.hash}
+
+    def make(self, name: str, source: Checkpoint, calibration: Calibration, again: bool = False) -> Made:
+        from bench.peers.gptq import Replaced
+        from bench.peers.rounders import rounded
+
+        found = rounded(source, self.library, self.scheme, calibration.corpus, again)
+        beside = Ours(self.scheme, "gptq").make(name, source, calibration)
+        model = Replaced(beside.model, found.weights(), hash_files([found.path]))
+        command = f"{self.library} {found.version} with the embedding of {beside.command}"
+        return Made(model, beside.nbytes, found.seconds, command)
+
+
+Point = Ours | Llama | Peer
 
 # ---- the list. Trellis rows go to the end of OURS, and mixtures: by `mix`, or "plan" with {"plan": FILE} and a label.
 
@@ -166,12 +198,13 @@ OURS: tuple[Point, ...] = (
 # Rows of neither demo model divide by 256, so most types leave the embedding at 8 bits or so; IQ4_NL is the smallest
 # type with groups of 32, what somebody who wants a small file asks for.
 SMALL_EMBEDDING = tuple(f"{kind}+IQ4_NL" for kind in ("Q3_K_M", "IQ3_XXS", "IQ2_M", "IQ2_XXS", "IQ1_M"))
+PEERS = tuple(Peer(scheme, library) for library in ("llm-compressor", "AutoRound") for scheme in ("w3g64", "w2g64"))
 LLAMA: tuple[Point, ...] = tuple(Llama(kind) for kind in (*TYPES, *SMALL_EMBEDDING))
 
 
 def points(only: str | None) -> list[Point]:
     """All contestants, or those of `only`: "ours" or a family."""
-    everybody = (*LLAMA, *OURS)
+    everybody = (*LLAMA, *OURS, *PEERS)
     if only is None:
         return list(everybody)
     return [point for point in everybody if only == point.family or (only == "ours" and isinstance(point, Ours))]

@@ -9,10 +9,12 @@ from pathlib import Path
 from bench.frontier_rows import Row, frontier, paired_kl, sources
 
 LLAMA = "llama.cpp"
-BASELINES = ("rtn", "gptq", LLAMA)
+PEERS = (LLAMA, "llm-compressor", "AutoRound")
+BASELINES = ("rtn", "gptq", *PEERS)
 FRONTIER_BITS = 4.5  # below it, no baseline may lie on the frontier
 SMALLER, SPARED = 0.8, ("Q4_K_M",)  # of the bytes of each of llama.cpp's types but these
 COLOURS = {"rtn": "#9a9a9a", "gptq": "#4477aa", LLAMA: "#cc6633", "trellis": "#228833"}
+COLOURS |= {"llm-compressor": "#882255", "AutoRound": "#ddaa33"}
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def pair_line(rows: Sequence[Row], a: str, b: str) -> str:
 
 def bars(rows: Sequence[Row]) -> list[str]:
     """One line a bar: met, MISSED, or open where a row is not measured yet."""
-    ours = [row for row in rows if row.family != LLAMA and not row.source_grid]
+    ours = [row for row in rows if row.family not in PEERS and not row.source_grid]
     theirs = {row.name: row for row in rows if row.family == LLAMA}
     lines = [_named(bar, ours, theirs) for bar in BARS]
     lines.append(_dominance(rows))

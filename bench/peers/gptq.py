@@ -62,10 +62,10 @@ class Candidate:
 
 
 class Replaced:
-    """A checkpoint with some tensors replaced, as the decoder wants it."""
+    """A checkpoint with some tensors replaced, as the decoder wants it. hash: of those tensors, where one is needed."""
 
-    def __init__(self, source: Checkpoint, weights: dict[str, np.ndarray]) -> None:
-        self.arch, self._source, self._weights = source.arch, source, weights
+    def __init__(self, source: Checkpoint, weights: dict[str, np.ndarray], hash: str = "") -> None:
+        self.arch, self.hash, self._source, self._weights = source.arch, hash, source, weights
 
     def read(self, name: str, rows: slice | None = None) -> np.ndarray:
         if name not in self._weights:

@@ -42,9 +42,7 @@ class TapStats:
     factors: dict[object, Any] = field(default_factory=dict)
 
     @classmethod
-    def empty(
-        cls, width: int, needs: frozenset[str], device: torch.device | str = "cpu", stream: int = 0
-    ) -> TapStats:
+    def empty(cls, width: int, needs: frozenset[str], device: torch.device | str = "cpu", stream: int = 0) -> TapStats:
         """Zeros for the statistics named in `needs`."""
         square, line, wide = (width, width), (width,), (stream, width)
         made: dict[str, Any] = {
