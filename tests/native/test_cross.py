@@ -95,7 +95,7 @@ def mnemonics(builds: Builds, rig: Rig, source: str) -> set[str]:
 
 
 def instructions(code: str) -> set[str]:
-    return set(re.findall(r"^\s+[0-9a-f]+:\s+(?:(?:lock|rep\w*|notrack|bnd) )?(\S+)", code, re.M))
+    return set(re.findall(r"^\s+[0-9a-f]+:\s+(?:(?:lock|rep\w*|notrack|bnd|\{vex\}) )?(\S+)", code, re.M))
 
 
 # After SSE2: SSE3 to SSE4.2, VEX and EVEX (all that starts with v), and what came beside them.
