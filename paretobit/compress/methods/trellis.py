@@ -31,10 +31,10 @@ HALF_CROSS, HALF_LAG = 16, 64  # tokens for each channel of the stream at which 
 class Params:
     """damp: added to the Hessian's diagonal, as a share of its mean; raised tenfold while the factorization fails.
     asymmetric, residual: as gptq's, but with text without end; less on less (HALF_CROSS, HALF_LAG). act_order, block:
-    as gptq's; rotated columns are alike, so their order is left. gain: the row scale, over
-    the one that suits the row's standard deviation. refits: how often scales are fitted to the codes under the Hessian
-    and codes searched anew. fit: whether scales are fitted to the codes at the end. guided: weigh tokens and rows by
-    the gradient of the end loss."""
+    as gptq's; rotated columns are alike, so their order is left. gain: the row scale, over the one that suits the
+    row's standard deviation. refits: how often scales are fitted to the codes under the Hessian and codes searched
+    anew. fit: whether scales are fitted to the codes at the end. guided: weigh tokens and rows by the gradient of the
+    end loss."""
 
     damp: float = 0.01
     asymmetric: float = 0.65
