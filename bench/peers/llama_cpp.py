@@ -43,15 +43,15 @@ from paretobit.verbs.bench import parse_threads
 from paretobit.work import cache_folder
 
 VERSION = "0.3.36"
-RIVALS = {
+RIVALS = {  # llama.cpp's types, and plain grids of our own
     "w8": ("Q8_0",),
     "w4g64": ("Q4_0", "Q4_K_M"),
     "w3g64": ("Q3_K_M", "Q3_K_S"),
     "w2g64": ("Q2_K",),
     "w2": ("Q2_K",),
     "w1.58": ("TQ2_0", "TQ1_0"),
-    "w3t": ("Q3_K_S",),
-    "w2t": ("Q2_K", "TQ2_0"),
+    "w3t": ("Q3_K_S", "w3"),
+    "w2t": ("Q2_K", "TQ2_0", "w2"),
 }
 SHORT = 8  # tokens before the ones that are decoded: an answer's first words
 PAUSE = 0.02  # seconds, for the last contestant's threads to go to sleep
@@ -228,7 +228,7 @@ class Turns:
 
 @dataclass(frozen=True)
 class Match:
-    """One model at one number of threads: ours, and theirs of the same bits."""
+    """One model at one number of threads: ours, and rivals of the same bits."""
 
     model: str
     parameters: int
@@ -243,9 +243,14 @@ class Match:
     def prefill_ratio(self, rival: Turns) -> Spread:
         return Spread.of(b / a for a, b in zip(self.ours.prompt_s, rival.prompt_s, strict=True))
 
+    @property
+    def peers(self) -> list[Turns]:
+        """Those of llama.cpp's."""
+        return [turns for turns in self.theirs if not turns.name.startswith("paretobit")]
+
     def best(self) -> Turns:
-        """The fastest of theirs at decoding."""
-        return max(self.theirs, key=lambda turns: turns.decode.median)
+        """The fastest of llama.cpp's at decoding."""
+        return max(self.peers, key=lambda turns: turns.decode.median)
 
     def bits(self, turns: Turns) -> float:
         return 8 * turns.nbytes / self.parameters
@@ -283,13 +288,13 @@ def match(
     model: str, scheme: str, python: Path, threads: int, *, prompt: int = 256, tokens: int = 64, rounds: int = 5,
     types: Sequence[str] | None = None,
 ) -> Match:  # fmt: skip
-    """Our packed model of `scheme` against llama.cpp's files of the same bits, or of `types`."""
-    source = open_model(model)
-    ours = packed(model, source, scheme)
-    files = peer_files(source, RIVALS[scheme] if types is None else types, python)
+    """Our packed model of `scheme` against its rivals, or llama.cpp's files of `types`."""
+    source, rivals = open_model(model), RIVALS[scheme] if types is None else types
+    ours, plain = packed(model, source, scheme), [packed(model, source, name) for name in rivals if name[0] == "w"]
+    files = peer_files(source, [name for name in rivals if name[0] != "w"], python)
     context = max(prompt, SHORT + tokens)
     with ExitStack() as peers:
-        contestants: list[Contestant] = [Ours(ours, threads, context)]
+        contestants: list[Contestant] = [Ours(artifact, threads, context) for artifact in (ours, *plain)]
         for file in files.values():
             peer = peers.enter_context(Peer(python))
             contestants.append(Theirs(peer, file, threads, context, source.arch.vocab))
