@@ -191,6 +191,7 @@ OURS: tuple[Point, ...] = (
     Ours("w4g32", "gptq"),
     *(Ours(scheme, "trellis") for scheme in TRELLIS),
     Ours("w4t", "trellis", {"embed": "w4t"}),
+    *(Ours(scheme, "trellis", {"recover": False}, "not trained") for scheme in ("w3t", "w2t")),
     Ours("w3t", "trellis", mix=(("k_proj", "w4t"), ("v_proj", "w4t"))),
     Ours("w3t", "trellis", mix=(("gate_proj", "w2t"), ("up_proj", "w2t"))),
     Ours("w2t", "trellis", mix=(("v_proj", "w3t"),)),
