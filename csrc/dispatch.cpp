@@ -19,8 +19,8 @@ namespace scalar { extern const Kernels kKernels; }
 const Kernels& kernels(const std::string& isa) {
   static const Kernels* const kAll[] = {
 #if defined(__x86_64__)
-      &avx512_vbmi::kKernels, &avx512_vnni::kKernels, &avx512::kKernels,      &avx_vnni::kKernels,
-      &avx2::kKernels,
+      &avx512_vbmi::kKernels, &avx512_vnni::kKernels, &avx512::kKernels,
+      &avx_vnni::kKernels, &avx2::kKernels,
 #elif defined(__aarch64__)
       &neon_i8mm::kKernels, &neon_dotprod::kKernels, &neon::kKernels,
 #elif defined(__wasm_simd128__)

@@ -3,9 +3,9 @@
 #include "x86.h"
 
 #if PARETOBIT_WIDTH == 16
-#define PARETOBIT_DOT _mm512_dpbusd_epi32
+#define PARETOBIT_DPBUSD _mm512_dpbusd_epi32
 #else
-#define PARETOBIT_DOT _mm256_dpbusd_avx_epi32
+#define PARETOBIT_DPBUSD _mm256_dpbusd_avx_epi32
 #endif
 
 struct SumPart {
@@ -16,7 +16,7 @@ PARETOBIT_INLINE SumPart no_sum_part() { return SumPart{no_bits()}; }
 
 template <int kTop>
 PARETOBIT_INLINE void add_dot(SumPart& sum, Octets codes, const Quad& quad) {
-  sum.lane = PARETOBIT_DOT(sum.lane, (Wide)codes, quad.repeated);
+  sum.lane = PARETOBIT_DPBUSD(sum.lane, (Wide)codes, quad.repeated);
 }
 
 template <int kTop>
