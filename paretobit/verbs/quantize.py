@@ -157,8 +157,13 @@ def _suited(grid: Grid, method: str | None) -> str:
     """`method` where it rounds onto the grid, else the grid's own: for grids that nobody asked for by name."""
     from paretobit.compress import methods
 
-    fits = method is not None and grid.kind in (*FLOATS, *methods.grids(method))
-    return method if method is not None and fits else methods.default(grid)
+    return method if method is not None and _rounds_onto(method, grid) else methods.default(grid)
+
+
+def _rounds_onto(method: str, grid: Grid) -> bool:
+    from paretobit.compress import methods
+
+    return grid.kind in (*FLOATS, *methods.grids(method))
 
 
 def check_feasible(plan: Plan, options: Mapping[str, object], tied: bool) -> None:
@@ -179,7 +184,7 @@ def check_feasible(plan: Plan, options: Mapping[str, object], tied: bool) -> Non
         if layer.scheme.activation:
             raise ParetobitError(f"{layer.scheme} cannot be made yet", hint="leave the a8 out")
         grid = layer.scheme.weight
-        if grid.kind not in (*FLOATS, *methods.grids(layer.method)):
+        if not _rounds_onto(layer.method, grid):
             raise ParetobitError(
                 f"{layer.method} cannot round onto {layer.scheme}",
                 hint=f"use {methods.default(grid)}, or leave --method out",
