@@ -67,7 +67,7 @@ def rows_of(model: str, source: Checkpoint, text: Path, given: argparse.Namespac
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="+")
-    parser.add_argument("--only", help="ours, or a family: rtn, gptq, trellis, llama.cpp, llm-compressor, AutoRound")
+    parser.add_argument("--only", help="ours, or a family: the second column of the table")
     parser.add_argument("--calib", default="self")
     parser.add_argument("--tokens", type=int, default=32768)
     parser.add_argument("--text", help="held-out text (default: the demo's)")

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import paretobit
+from bench.peers.gptq import Replaced
 from bench.peers.llama_cpp import VERSION, kept
 from bench.peers.llama_quantize import TYPES, is_fine, quantized
+from bench.peers.rounders import LIBRARIES, rounded
 from paretobit import __version__, quantize
 from paretobit.artifact import Artifact
 from paretobit.checkpoint.base import Checkpoint, hash_files
@@ -170,9 +172,6 @@ class Peer:
         return {"scheme": self.scheme, "library": self.library, "calibration": calibration.corpus.hash}
 
     def make(self, name: str, source: Checkpoint, calibration: Calibration, again: bool = False) -> Made:
-        from bench.peers.gptq import Replaced
-        from bench.peers.rounders import rounded
-
         found = rounded(source, self.library, self.scheme, calibration.corpus, again)
         beside = Ours(self.scheme, "gptq").make(name, source, calibration)
         model = Replaced(beside.model, found.weights(), hash_files([found.path]))
@@ -199,7 +198,7 @@ OURS: tuple[Point, ...] = (
 # Rows of neither demo model divide by 256, so most types leave the embedding at 8 bits or so; IQ4_NL is the smallest
 # type with groups of 32, what somebody who wants a small file asks for.
 SMALL_EMBEDDING = tuple(f"{kind}+IQ4_NL" for kind in ("Q3_K_M", "IQ3_XXS", "IQ2_M", "IQ2_XXS", "IQ1_M"))
-PEERS = tuple(Peer(scheme, library) for library in ("llm-compressor", "AutoRound") for scheme in ("w3g64", "w2g64"))
+PEERS = tuple(Peer(scheme, library) for library in LIBRARIES for scheme in ("w3g64", "w2g64"))
 LLAMA: tuple[Point, ...] = tuple(Llama(kind) for kind in (*TYPES, *SMALL_EMBEDDING))
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.frontier_rows import Row, frontier, paired_kl, sources
+from bench.peers.rounders import LIBRARIES
 
 LLAMA = "llama.cpp"
-PEERS = (LLAMA, "llm-compressor", "AutoRound")
+PEERS = (LLAMA, *LIBRARIES)
 BASELINES = ("rtn", "gptq", *PEERS)
 FRONTIER_BITS = 4.5  # below it, no baseline may lie on the frontier
 SMALLER, SPARED = 0.8, ("Q4_K_M",)  # of the bytes of each of llama.cpp's types but these

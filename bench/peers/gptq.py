@@ -182,14 +182,23 @@ def check_grid(name: str, module: Any, grid: Grid) -> None:
     if tuple(module.weight_scale.shape) != (rows, grid.groups(columns)):
         raise SystemExit(f"{name}: scales of shape {tuple(module.weight_scale.shape)}")
     rounded = on_grid(module, grid)
-    if len(np.unique(rounded[0, : grid.group or columns])) > grid.levels:
-        raise SystemExit(f"{name}: more than {grid.levels} values in a group")
+    check_levels({name: rounded}, grid)
     args = module.quantization_scheme.weights
     if args.actorder is None:  # RTN: weights stay as they were, only the scales are set
         return
     # float32 scales times whole codes: exact to a few rounding errors of the weight
     if not np.allclose(rounded, module.weight.detach().float().numpy(), rtol=1e-5, atol=1e-7):
         raise SystemExit(f"{name}: weights are not on the grid of their scales")
+
+
+def check_levels(weights: dict[str, np.ndarray], grid: Grid) -> None:
+    """Stop where a group of one of the first rows has more values than the grid has levels."""
+    for name, weight in weights.items():
+        size = grid.group or weight.shape[1]
+        for start in range(0, weight.shape[1], size):
+            for row in weight[:8, start : start + size]:
+                if len(np.unique(row)) > grid.levels:
+                    raise SystemExit(f"{name}: more than {grid.levels} values in a group")
 
 
 def check_forward(model: Any, source: Replaced, tokens: np.ndarray) -> None:

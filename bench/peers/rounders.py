@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.peers.gptq import Candidate, export, matrices, run_peer
+from bench.peers.gptq import Candidate, check_levels, export, matrices, run_peer
 from bench.peers.llama_cpp import kept
 from paretobit.checkpoint.base import Checkpoint
 from paretobit.compress.corpus import Corpus
@@ -59,20 +59,9 @@ def rounded(source: Checkpoint, library: str, scheme: str, corpus: Corpus, again
         with tempfile.TemporaryDirectory() as scratch:
             export(source, Path(scratch))
             found = run(Path(scratch), source, corpus.ids, grid)
-        check_levels(found.weights, grid)
         write_arrays(path, found.weights)
         facts.write_text(json.dumps({"version": found.version, "seconds": found.seconds}))
     return Rounded(path, **json.loads(facts.read_text()))
-
-
-def check_levels(weights: dict[str, np.ndarray], grid: Grid) -> None:
-    """Stop where a group of one of the first rows has more values than the grid has levels."""
-    for name, weight in weights.items():
-        size = grid.group or weight.shape[1]
-        for start in range(0, weight.shape[1], size):
-            for row in weight[:8, start : start + size]:
-                if len(np.unique(row)) > grid.levels:
-                    raise SystemExit(f"{name}: more than {grid.levels} values in a group")
 
 
 def auto_round(folder: Path, source: Checkpoint, windows: np.ndarray, grid: Grid) -> Candidate:
@@ -95,6 +84,7 @@ def auto_round(folder: Path, source: Checkpoint, windows: np.ndarray, grid: Grid
     made, _ = how.quantize()
     seconds = time.monotonic() - started
     weights = {name: made.get_parameter(name).detach().float().numpy().copy() for name in matrices(source)}
+    check_levels(weights, grid)
     return Candidate("AutoRound", version("auto-round"), weights, 0.0, seconds)
 
 
@@ -103,6 +93,6 @@ def llm_compressor(folder: Path, source: Checkpoint, windows: np.ndarray, grid: 
 
 
 LIBRARIES: dict[str, tuple[str, Round]] = {
-    "AutoRound": ("auto_round", auto_round),
     "llm-compressor": ("llmcompressor", llm_compressor),
+    "AutoRound": ("auto_round", auto_round),
 }
