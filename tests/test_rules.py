@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # An importer's layer must not lie below what it imports. Same layer: allowed inside one folder only.
 LAYERS = [
     {"errors", "scheme", "progress"},
-    {"trellis", "rotation"},
+    {"trellis", "rotation", "budget"},
     {"qtensor", "work"},
     {"native", "packing", "scales", "tensorfile"},
     {"arch", "hardware", "sizes", "speed"},
