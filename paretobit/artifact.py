@@ -99,15 +99,8 @@ class Artifact(Checkpoint):
 
         A trellis's rows must start and end where rings (64 rows) do, or at the end.
         """
-        grid, shape = self.schemes[name].weight, self.shape(name)
-        (count, columns), tile = shape, packing.Layout.of(grid, shape).tile
-        first, end = row_range(name, (count, columns), rows)
-        if grid.kind == "trellis" and (first % tile or (end % tile and end != count)):
-            raise ParetobitError(f"{name}: rows {first}…{end} cut rings of {tile} rows", hint="take whole rings")
-        tiles = slice(first // tile, -(-end // tile))
-        start, held = first - tile * tiles.start, min(count, tile * tiles.stop) - tile * tiles.start
-        found = load_stored(lambda array: self.file.map(array)[tiles], name, grid, (held, columns))
-        found = found.rows(slice(start, start + end - first))
+        shape = self.shape(name)
+        found = stored_rows(self.file.map, name, self.schemes[name].weight, (shape[0], shape[1]), rows)
         if not np.isfinite(found.scale).all():
             raise ParetobitError(f"{self.file.path}: {name}.scale is not finite", hint="quantize the model again")
         return found
@@ -222,6 +215,24 @@ def load_stored(read: Callable[[str], np.ndarray], name: str, grid: Grid, shape:
         zero = packing.unpack_zero(read(name + ".zero"), grid.levels, groups)
     scale = packing.unpack_scale(read(name + ".scale"), groups, packing.Layout.of(grid, shape).tile)
     return QTensor(native.unpack(read(name + ".codes"), grid, shape), scale, zero, grid)
+
+
+def stored_rows(
+    read: Callable[[str], np.ndarray], name: str, grid: Grid, shape: tuple[int, int], rows: slice
+) -> QTensor:
+    """`rows` of the tensor of `shape` (out, in) from its mapped arrays: nothing but the tiles that hold them is read.
+
+    A trellis's rows must start and end where rings (64 rows) do, or at the end.
+    """
+    count, columns = shape
+    tile = packing.Layout.of(grid, shape).tile
+    first, end = row_range(name, shape, rows)
+    if grid.kind == "trellis" and (first % tile or (end % tile and end != count)):
+        raise ParetobitError(f"{name}: rows {first}…{end} cut rings of {tile} rows", hint="take whole rings")
+    tiles = slice(first // tile, -(-end // tile))
+    start, held = first - tile * tiles.start, min(count, tile * tiles.stop) - tile * tiles.start
+    found = load_stored(lambda array: read(array)[tiles], name, grid, (held, columns))
+    return found.rows(slice(start, start + end - first))
 
 
 def exact_bf16(values: np.ndarray) -> np.ndarray | None:

@@ -24,7 +24,7 @@ LAYERS = [
     {"native", "packing", "scales", "tensorfile"},
     {"arch", "hardware", "sizes", "speed"},
     {"checkpoint", "planfile"},
-    {"solve", "artifact"},
+    {"solve", "costs", "artifact"},
     {"exporters", "runtime", "evals", "reports"},
     {"compress"},
     {"verbs"},

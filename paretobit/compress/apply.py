@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from paretobit.compress.recover import Recipe
 from paretobit.compress.stats import BESIDE, GUIDE, TapStats
 from paretobit.compress.statsfile import StatsFolder
 from paretobit.compress.world import World
+from paretobit.errors import ParetobitError
 from paretobit.planfile import Layer, Plan, is_embedding
 from paretobit.progress import progress, say
 from paretobit.qtensor import QTensor
@@ -87,82 +88,145 @@ def announce(job: Job) -> None:
     say(estimate.lines(job.source.name, arch, tokens, needs, ROWS_PER_CHUNK, extra))
 
 
+@dataclass
+class Part:
+    """A job among those that one walk serves, and where its units go: `key` stands before their names."""
+
+    job: Job
+    work: Work
+    key: str = ""
+
+    @property
+    def ends(self) -> Path:
+        return self.work.path(f"{self.key}ends.safetensors")
+
+    def unit(self, layer: int) -> Path:
+        return self.work.path(f"{self.key}block-{layer:03d}.safetensors")
+
+
 def run(job: Job, work: Work) -> list[Path]:
     """Do what is not done yet; returns the units in file order. Raises ParetobitError on bad weights or a full disk."""
-    arch = job.source.arch
-    units = [work.path(f"block-{i:03d}.safetensors") for i in range(arch.layers)]
-    ends = work.path("ends.safetensors")
-    decoder = Decoder(job.source, device=job.device, keep=False)
-    everything = job.needs(job.plan.layers)
-    streams = bool(everything) and job.stats is None
-    guided = None
-    if streams and GUIDE in everything and not ends.exists():
-        assert job.windows is not None
-        path = work.path(f"guide.r{job.world.rank}.safetensors")
-        guided = guide.get(path, decoder, job.windows, job.world)
-    with torch.inference_mode(), progress(f"quantizing {job.source.name}", arch.layers + 1) as advance:
-        walk, first = None, job.world.least(next((i for i, unit in enumerate(units) if not unit.exists()), len(units)))
-        if streams:
-            assert job.windows is not None
-            walk, at = calibrate.resume(work, decoder, job.windows, job.world, bool(BESIDE & everything), first)
-            walk.guide = guided
-            for layer in range(at, first):
-                original = decoder.weights(layer)
-                walk.replay(layer, original | _rounded(job, layer, units[layer], original), original)
-        advance(first)
-        for layer in range(first, arch.layers):
-            _block(job, decoder, walk, layer, units[layer])
-            if walk is not None:
-                calibrate.save(work, job.world, walk, layer + 1)
-            advance(1)
-        if not ends.exists():
-            _ends(job, decoder, walk, ends)
-        advance(1)
-    made = [*units, ends]
+    (made,) = round_all([Part(job, work)])
     if job.recovers:
         assert job.windows is not None
         made.append(recover.run(job.source, job.plan, job.windows, made, work, job.recipe, job.device, job.world))
     return made
 
 
-def _block(job: Job, decoder: Decoder, walk: calibrate.Walk | None, layer: int, unit: Path) -> None:
-    """Quantize one block and write its unit."""
+def round_all(parts: Sequence[Part]) -> list[list[Path]]:
+    """The units of every part, all of them rounded in one walk through the model, as far as they are not done yet.
+
+    Parts share everything but the plan; several need inputs of the full-precision model, not sequential ones.
+    """
+    job, work = parts[0].job, parts[0].work
+    if len(parts) > 1 and any(part.job.sequential for part in parts):
+        raise ParetobitError("sequential inputs are those of one plan", hint="round several plans with full inputs")
     arch = job.source.arch
+    decoder = Decoder(job.source, device=job.device, keep=False)
+    everything = frozenset().union(*(part.job.needs(part.job.plan.layers) for part in parts))
+    streams = bool(everything) and job.stats is None
+    guided = None
+    if streams and GUIDE in everything and not all(part.ends.exists() for part in parts):
+        assert job.windows is not None
+        path = work.path(f"guide.r{job.world.rank}.safetensors")
+        guided = guide.get(path, decoder, job.windows, job.world)
+    with torch.inference_mode(), progress(f"quantizing {job.source.name}", arch.layers + 1) as advance:
+        missing = (i for i in range(arch.layers) if not all(part.unit(i).exists() for part in parts))
+        walk, first = None, job.world.least(next(missing, arch.layers))
+        if streams:
+            assert job.windows is not None
+            walk, at = calibrate.resume(work, decoder, job.windows, job.world, bool(BESIDE & everything), first)
+            walk.guide = guided
+            for layer in range(at, first):
+                original = decoder.weights(layer)
+                walk.replay(layer, original | _rounded(job, layer, parts[0].unit(layer), original), original)
+        advance(first)
+        for layer in range(first, arch.layers):
+            _block(parts, decoder, walk, layer)
+            if walk is not None:
+                calibrate.save(work, job.world, walk, layer + 1)
+            advance(1)
+        if not all(part.ends.exists() for part in parts):
+            _ends(parts, decoder, walk)
+        advance(1)
+    return [[*(part.unit(layer) for layer in range(arch.layers)), part.ends] for part in parts]
+
+
+def _block(parts: Sequence[Part], decoder: Decoder, walk: calibrate.Walk | None, layer: int) -> None:
+    """Quantize one block and write its units."""
+    world, arch = parts[0].job.world, parts[0].job.source.arch
     weights = decoder.weights(layer)
-    packed: dict[str, np.ndarray] = {}
-    shapes = arch.block_shapes(layer)
+    packed: list[dict[str, np.ndarray]] = [{} for _ in parts]
 
     def visit(tap: Tap, stats: TapStats | None) -> None:
-        owner = arch.taps(layer).index(tap) % job.world.size
-        basis = basis_of(job.plan, tap)
-        if basis is not None and stats is not None:
-            stats = basis.stats(stats)
-        for names in _alike(job.plan, tap.consumers, shapes):
-            # Rows do not interact: consumers with one plan are one matrix, and its column loop runs once.
-            stack = torch.cat([weights[name] for name in names])
-            if basis is not None:
-                stack = basis.forward(stack)
-            if stats is not None and walk is not None and walk.guide is not None:
-                stats.row_weight = walk.guide.row_weight(names)
-            rounded = round_rows(job, job.plan.layers[names[0]], stack.__getitem__, stack.shape, stats, owner)
-            start = 0
-            for name in names:
-                part = slice(start, start + len(weights[name]))
-                start = part.stop
-                packed.update(_arrays(name, rounded, part))
-                if job.sequential and isinstance(rounded, QTensor):
-                    weights[name] = restored(rounded.rows(part), basis, stack.device)
+        turned = Turned(tap, stats, alone=len(parts) == 1)
+        for part, arrays in zip(parts, packed, strict=True):
+            arrays.update(_tap(part.job, walk, layer, tap, *turned.under(part.job.plan), weights))
 
     if walk is not None:
-        walk.block(layer, weights, job.needs(weights), job.world, visit)
+        needs = frozenset().union(*(part.job.needs(weights) for part in parts))
+        walk.block(layer, weights, needs, world, visit)
     else:
         for tap in arch.taps(layer):
-            reads = job.stats is not None and job.needs(tap.consumers)
-            visit(tap, job.stats.tap(tap, job.device) if job.stats and reads else None)
-    for name in weights:
-        if name not in job.plan.layers:
-            packed[name] = float_arrays(weights[name].cpu().numpy(), None)[1]
-    _write(job, unit, packed)
+            visit(tap, _kept_stats(parts, tap, tap.consumers))
+    for part, arrays in zip(parts, packed, strict=True):
+        for name in weights:
+            if name not in part.job.plan.layers:
+                arrays[name] = float_arrays(weights[name].cpu().numpy(), None)[1]
+        _write(part.job, part.unit(layer), arrays)
+
+
+def _kept_stats(parts: Sequence[Part], tap: Tap, names: Sequence[str]) -> TapStats | None:
+    """A tap's statistics from the folder that the jobs were given, if they have one and read any for these tensors."""
+    job = parts[0].job
+    reads = job.stats is not None and any(part.job.needs(names) for part in parts)
+    return job.stats.tap(tap, job.device) if job.stats and reads else None
+
+
+class Turned:
+    """A tap's statistics in the basis of each plan, turned once for all plans that share one.
+
+    alone: one plan only, for which the statistics as collected may be given up.
+    """
+
+    def __init__(self, tap: Tap, stats: TapStats | None, alone: bool) -> None:
+        self.tap, self.stats, self.alone = tap, stats, alone
+        self.known: dict[bytes, TapStats] = {}
+
+    def under(self, plan: Plan) -> tuple[Basis | None, TapStats | None]:
+        basis = basis_of(plan, self.tap)
+        if basis is None or self.stats is None:
+            return basis, self.stats
+        key = basis.rotation.signs.tobytes()
+        if key not in self.known:
+            self.known[key] = basis.stats(self.stats if self.alone else replace(self.stats))
+        return basis, self.known[key]
+
+
+def _tap(
+    job: Job, walk: calibrate.Walk | None, layer: int, tap: Tap, basis: Basis | None, stats: TapStats | None,
+    weights: dict[str, Tensor],
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """What the file holds for a tap's consumers. Where inputs are sequential, `weights` become the rounded ones."""
+    arch = job.source.arch
+    packed: dict[str, np.ndarray] = {}
+    owner = arch.taps(layer).index(tap) % job.world.size
+    for names in _alike(job.plan, tap.consumers, arch.block_shapes(layer)):
+        # Rows do not interact: consumers with one plan are one matrix, and its column loop runs once.
+        stack = torch.cat([weights[name] for name in names])
+        if basis is not None:
+            stack = basis.forward(stack)
+        if stats is not None and walk is not None and walk.guide is not None:
+            stats.row_weight = walk.guide.row_weight(names)
+        rounded = round_rows(job, job.plan.layers[names[0]], stack.__getitem__, stack.shape, stats, owner)
+        start = 0
+        for name in names:
+            part = slice(start, start + len(weights[name]))
+            start = part.stop
+            packed.update(_arrays(name, rounded, part))
+            if job.sequential and isinstance(rounded, QTensor):
+                weights[name] = restored(rounded.rows(part), basis, stack.device)
+    return packed
 
 
 def _rounded(job: Job, layer: int, unit: Path, weights: Iterable[str]) -> dict[str, Tensor]:
@@ -178,29 +242,27 @@ def _rounded(job: Job, layer: int, unit: Path, weights: Iterable[str]) -> dict[s
     return found
 
 
-def _ends(job: Job, decoder: Decoder, walk: calibrate.Walk | None, unit: Path) -> None:
+def _ends(parts: Sequence[Part], decoder: Decoder, walk: calibrate.Walk | None) -> None:
     """Embedding, final norm and head. A tied matrix is rounded once, under the head's statistics."""
-    source, arch = job.source, job.source.arch
-    packed = {FINAL_NORM: float_arrays(source.read(FINAL_NORM), None)[1]}
+    source, arch, world = parts[0].job.source, parts[0].job.source.arch, parts[0].job.world
+    packed = [{FINAL_NORM: float_arrays(source.read(FINAL_NORM), None)[1]} for _ in parts]
     for name in (EMBED,) if arch.tied else (EMBED, HEAD):
-        stats, needs = None, job.needs([name])
-        if needs and name in arch.head_tap.consumers:
-            if walk is not None:
-                stats = walk.head(needs, job.world)
-            elif job.stats is not None:
-                stats = job.stats.tap(arch.head_tap, job.device)
+        stats = None
+        if name in arch.head_tap.consumers:
+            needs = frozenset().union(*(part.job.needs([name]) for part in parts))
+            stats = walk.head(needs, world) if walk is not None and needs else _kept_stats(parts, arch.head_tap, [name])
+        turned = Turned(arch.head_tap if name in arch.head_tap.consumers else arch.embed_tap, stats, len(parts) == 1)
+        for part, arrays in zip(parts, packed, strict=True):
+            basis, mine = turned.under(part.job.plan)
 
-        tap = arch.head_tap if name in arch.head_tap.consumers else arch.embed_tap
-        basis = basis_of(job.plan, tap)
-        if basis is not None and stats is not None:
-            stats = basis.stats(stats)
+            def rows(chunk: slice, name: str = name, basis: Basis | None = basis) -> Tensor:
+                w = torch.from_numpy(source.read(name, chunk)).to(parts[0].job.device)
+                return w if basis is None else basis.forward(w)
 
-        def rows(part: slice, name: str = name, basis: Basis | None = basis) -> Tensor:
-            w = torch.from_numpy(source.read(name, part)).to(job.device)
-            return w if basis is None else basis.forward(w)
-
-        packed.update(_arrays(name, round_rows(job, job.plan.layers[name], rows, source.shape(name), stats, 0)))
-    _write(job, unit, packed)
+            layer = part.job.plan.layers[name]
+            arrays.update(_arrays(name, round_rows(part.job, layer, rows, source.shape(name), mine, 0)))
+    for part, arrays in zip(parts, packed, strict=True):
+        _write(part.job, part.ends, arrays)
 
 
 def _write(job: Job, unit: Path, packed: dict[str, np.ndarray]) -> None:

@@ -20,17 +20,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paretobit.arch.spec import EMBED, FINAL_NORM, HEAD
-from paretobit.artifact import float_arrays, load_stored
+from paretobit.artifact import float_arrays
 from paretobit.checkpoint.base import Checkpoint
 from paretobit.compress.backward import backward, forward, head_pieces
-from paretobit.compress.basis import basis_of, restored
 from paretobit.compress.model import Decoder
+from paretobit.compress.units import Units
 from paretobit.compress.world import World
 from paretobit.errors import ParetobitError
 from paretobit.planfile import Plan, is_embedding
 from paretobit.progress import progress
 from paretobit.scales import HALF_MAX
-from paretobit.scheme import FLOATS
 from paretobit.tensorfile import SafetensorsFile, write_arrays
 from paretobit.work import Work
 
@@ -52,24 +51,18 @@ class Student:
     """The packed model as rounded, with factors to be trained: 1 + `deltas[name]`, (out,) or of a norm (width,)."""
 
     def __init__(self, source: Checkpoint, plan: Plan, units: list[Path], device: str) -> None:
-        self.source, self.plan, self.arch = source, plan, source.arch
-        files = [SafetensorsFile(unit) for unit in units]
-        self._where = {name: file for file in files for name in file.tensors}
+        self.plan, self.arch = plan, source.arch
+        self.units = Units(source, plan, units)
         self.decoder = Decoder(source, device=device, keep=False)
         self.device = self.decoder.device
         shapes = self.arch.shapes()
-        self._tap_of = {n: tap for i in range(self.arch.layers) for tap in self.arch.taps(i) for n in tap.consumers}
-        self._tap_of |= dict.fromkeys(self.arch.head_tap.consumers, self.arch.head_tap)
         self.deltas = {
             name: torch.zeros(shape[0], device=self.device, requires_grad=True)
             for name, shape in shapes.items()
-            if (len(shape) == 2 and self.quantized(name)) or name.endswith("norm.weight")
+            if (len(shape) == 2 and self.units.quantized(name)) or name.endswith("norm.weight")
         }
         self._kept: dict[str, Tensor] = {}
         self._keep = sum(map(math.prod, shapes.values())) <= SMALL
-
-    def quantized(self, name: str) -> bool:
-        return name in self.plan.layers and self.plan.layers[name].scheme.weight.kind not in FLOATS
 
     def share(self, name: str) -> float:
         """Of the recipe's rate: what a tensor's factors move by. Norms move with the blocks' finest grid."""
@@ -77,26 +70,17 @@ class Student:
         if name in plan:
             return min(1.0, 4 ** (2 - plan[name].scheme.weight.bits))
         return min(
-            (self.share(other) for other in plan if self.quantized(other) and not is_embedding(other)), default=1
+            (self.share(other) for other in plan if self.units.quantized(other) and not is_embedding(other)), default=1
         )
 
     def rounded(self, name: str) -> Tensor:
         """A matrix as rounded, float32 (out, in) in the model's basis; other tensors as the original's."""
         if name in self._kept:
             return self._kept[name]
-        if self.quantized(name):
-            shape = self.source.shape(name)
-            q = load_stored(self._raw, name, self.plan.layers[name].scheme.weight, (shape[0], shape[1]))
-            tap = self._tap_of.get(name, self.arch.embed_tap)
-            value = restored(q, basis_of(self.plan, tap), self.device)
-        else:
-            value = torch.from_numpy(self.source.read(name)).to(self.device)
+        value = self.units.tensor(name, self.device)
         if self._keep:
             self._kept[name] = value
         return value
-
-    def _raw(self, name: str) -> np.ndarray:
-        return self._where[name].read_raw(name)
 
     def norm(self, name: str) -> Tensor:
         """A trained norm's weight as the decoder takes it."""
@@ -119,11 +103,11 @@ class Student:
         """What the trained factors change in the file: scales and norms."""
         found = {}
         for name, delta in self.deltas.items():
-            if not self.quantized(name):
+            if not self.units.quantized(name):
                 words = torch.from_numpy(self.norm(name).detach().cpu().numpy()).bfloat16()
                 found[name] = float_arrays(words.float().numpy(), None)[1]
                 continue
-            tiled = self._raw(f"{name}.scale")
+            tiled = self.units.raw(f"{name}.scale")
             factor = np.ones(tiled.shape[0] * tiled.shape[2], np.float32)
             factor[: len(delta)] += delta.detach().cpu().numpy()
             scaled = tiled.astype(np.float32) * factor.reshape(tiled.shape[0], 1, tiled.shape[2])

@@ -1,0 +1,78 @@
+"""The bank: the model on each of the schemes that a plan may choose, all rounded in one walk through the original.
+
+Statistics are the full-precision model's, so no tensor's rounding hangs on how another one is stored, and any mixture
+of the bank's tensors stands for a plan before the plan is carried out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from paretobit import __version__, hardware
+from paretobit.checkpoint.base import Checkpoint
+from paretobit.compress import apply, methods
+from paretobit.compress.apply import Job, Part
+from paretobit.compress.corpus import Corpus
+from paretobit.compress.units import Units
+from paretobit.planfile import ROTATE, Plan, uniform
+from paretobit.scheme import parse
+from paretobit.work import MANIFEST, Work, write_atomically
+
+KIND = "bank"
+SCHEMES = ("w1t", "w2t", "w3t", "w4t", "w5", "w6", "w8")
+
+
+def uniform_plan(source: Checkpoint, scheme: str) -> Plan:
+    """Every matrix on one scheme by the method that suits it, every tap turned: what the bank holds of a scheme."""
+    grid = parse(scheme).weight
+    method = methods.default(grid)
+    # A lookup apart from the head has no statistics to round by.
+    lookup = method if source.arch.tied else methods.default(grid, blind=True)
+    made = uniform(source.arch, source.hash, scheme, scheme, (method, lookup, method), {})
+    return replace(made, transforms=({"method": ROTATE, "seed": 0},))
+
+
+def get(source: Checkpoint, schemes: Sequence[str], corpus: Corpus, out: Path, device: str) -> dict[str, Units]:
+    """Scheme -> the model on it, made in the folder `out` unless it lies there already; resumable, block by block."""
+    fingerprint = {
+        "model": source.hash, "schemes": list(schemes), "calibration": corpus.record, "version": __version__,
+        "isa": hardware.isa(), "device": device,
+    }  # fmt: skip
+    work = Work(out, KIND, fingerprint)
+    plans = {scheme: uniform_plan(source, scheme) for scheme in schemes}
+    if not work.finished(overwrite=True):
+        with work.open(overwrite=True):
+            parts = [
+                Part(Job(source, plan, corpus.ids, sequential=False, device=device), work, f"{scheme}-")
+                for scheme, plan in plans.items()
+            ]
+            made = apply.round_all(parts)
+            with work.publish() as folder:
+                for file in (file for files in made for file in files):
+                    file.rename(folder / file.name)
+                manifest = {"kind": KIND, "fingerprint": fingerprint}
+                write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
+    return {scheme: Units(source, plan, sorted(out.glob(f"{scheme}-*"))) for scheme, plan in plans.items()}
+
+
+class Mixture:
+    """What a choice of schemes makes of the bank, for a decoder: each matrix from its scheme's model, the rest the
+    original's. chosen: matrix -> scheme."""
+
+    def __init__(self, source: Checkpoint, bank: Mapping[str, Units], chosen: Mapping[str, str]) -> None:
+        self.source, self.bank, self.chosen, self.arch = source, bank, chosen, source.arch
+        self._last: tuple[str, np.ndarray] | None = None  # of an embedding that is read in pieces
+
+    def read(self, name: str, rows: slice | None = None) -> np.ndarray:
+        if name not in self.chosen:
+            return self.source.read(name, rows)
+        if rows is None:
+            return self.bank[self.chosen[name]].tensor(name).numpy()
+        if self._last is None or self._last[0] != name:
+            self._last = name, self.read(name)
+        return self._last[1][rows]

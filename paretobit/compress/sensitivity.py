@@ -1,0 +1,181 @@
+"""What each tensor costs on each scheme: the KL divergence to the original that its rounding error adds.
+
+Rounding moves a matrix' outputs at token t by δz = (Q(W) - W) x. To second order this costs ½ E (g·δz)² nats, g the
+gradient at z of log p(y), y drawn from the model's own prediction: the expected square is the Fisher information, which
+is the Hessian of the divergence (Amari, "Natural gradient works efficiently in learning", 1998, section 3). Tokens and
+tensors are added up as if independent, and that is measured to hold from 8 bits down to 3, and to miss a tenth at 2
+(docs/planner.md). One forward and backward pass; every error is the real one, of real rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from paretobit.arch import Tap
+from paretobit.arch.spec import EMBED, HEAD
+from paretobit.checkpoint.base import Checkpoint
+from paretobit.compress.backward import forward, head_pieces
+from paretobit.compress.model import Decoder
+from paretobit.compress.sampling import sample
+from paretobit.compress.units import Units
+from paretobit.costs import Costs
+from paretobit.planfile import matrices
+from paretobit.progress import progress
+from paretobit.tensorfile import SafetensorsFile, write_arrays
+from paretobit.work import Work
+
+VOCABULARY_ROWS = 8192  # whole rings of a trellis
+WINDOWS_AT_ONCE = 4  # whose activations of one block are alive
+STATES_BYTES = 1 << 30  # hidden states between the blocks, of the windows that share one reading of the bank
+
+
+def measure(
+    source: Checkpoint, bank: Mapping[str, Units], windows: np.ndarray, work: Work, device: str = "cpu"
+) -> np.ndarray:
+    """Costs on windows (n, tokens) int64: float32 (n, matrices, schemes), nats a token. Resumable: what is done stays
+    in the work folder until it goes.
+    """
+    decoder = Decoder(source, device=device, keep=False)
+    arch, size = source.arch, windows.shape[1]
+    together = max(1, STATES_BYTES // (4 * (arch.layers + 1) * size * arch.hidden))
+    starts, found = range(0, len(windows), together), []
+    with progress(f"what every scheme costs {source.name}", len(starts) * (arch.layers + 1)) as advance:
+        for start in starts:
+            path = work.path(f"costs-{start:05d}.safetensors")
+            if not path.exists():
+                chunk = Chunk(decoder, source, bank, windows[start : start + together], start)
+                for _ in chunk.run():
+                    advance(1)
+                write_arrays(path, {"costs": chunk.costs.numpy().astype(np.float32)})
+            else:
+                advance(arch.layers + 1)
+            found.append(SafetensorsFile(path).read_float32("costs"))
+    return np.concatenate(found)
+
+
+def table(source: Checkpoint, bank: Mapping[str, Units], calibration: Mapping[str, object], costs: np.ndarray) -> Costs:
+    return Costs(source.hash, calibration, tuple(matrices(source.arch)), tuple(bank), costs)
+
+
+class Chunk:
+    """Some windows (n, tokens) on their way back through the model. costs: float64 (n, matrices, schemes)."""
+
+    def __init__(
+        self, decoder: Decoder, source: Checkpoint, bank: Mapping[str, Units], windows: np.ndarray, seed: int
+    ) -> None:
+        self.decoder, self.bank = decoder, bank
+        self.ids = torch.from_numpy(windows).to(decoder.device)
+        self.names = matrices(source.arch)
+        self.costs = torch.zeros(len(windows), len(self.names), len(bank), dtype=torch.float64)
+        self.generator = torch.Generator(decoder.device).manual_seed(seed)
+
+    def run(self) -> Iterator[None]:
+        """Yields after the head and after every block, from the last to the first."""
+        decoder, arch = self.decoder, self.decoder.arch
+        states = forward(decoder, decoder.weights, decoder.embed(self.ids))
+        gradient = self._head(states.pop())
+        yield
+        for layer in reversed(range(arch.layers)):
+            gradient = self._block(layer, states.pop(), gradient)
+            yield
+        for column, error in enumerate(self._errors(EMBED)):
+            moved = F.embedding(self.ids, error) * arch.embed_scale
+            self._add(EMBED, column, slice(None), moved, gradient)
+
+    def _errors(self, name: str, rows: slice = slice(None)) -> list[Tensor]:
+        """Q(W) - W on each scheme, (out, in)."""
+        exact = self.decoder.tensor(name, rows)
+        return [units.tensor(name, self.decoder.device, rows).sub_(exact) for units in self.bank.values()]
+
+    def _add(self, name: str, column: int, rows: slice, moved: Tensor, gradient: Tensor) -> None:
+        """Account for outputs that move by `moved`, (b, t, out), like `gradient`, of the windows `rows`."""
+        tokens = (moved * gradient).sum(-1).double()
+        self.costs[rows, self.names.index(name), column] += tokens.square().mean(-1).cpu() / 2
+
+    def _head(self, x: Tensor) -> Tensor:  # (n, t, hidden) -> (n, t, hidden)
+        """The gradient of log p(y) at the last block's output: [y] - p at the logits, a piece of them at a time."""
+        decoder = self.decoder
+        name = EMBED if decoder.arch.tied else HEAD
+        x.requires_grad_()
+        with torch.enable_grad():
+            z = decoder.head_input(x)
+        flat = z.detach().flatten(0, 1)
+        drawn, norm = self._draw(name, flat)
+        found, sums = torch.zeros_like(flat), torch.zeros(len(self.bank), len(flat), device=flat.device)
+        for start in range(0, decoder.arch.vocab, VOCABULARY_ROWS):
+            rows = slice(start, min(start + VOCABULARY_ROWS, decoder.arch.vocab))
+            weight, errors = decoder.tensor(name, rows), self._errors(name, rows)
+            for part in head_pieces(len(flat), len(weight)):
+                g = (F.linear(flat[part], weight) - norm[part, None]).exp_().neg_()
+                own = drawn[part] - rows.start
+                inside = ((own >= 0) & (own < len(weight))).nonzero()[:, 0]
+                g[inside, own[inside]] += 1
+                found[part] += g @ weight
+                for column, error in enumerate(errors):
+                    sums[column, part] += ((g @ error) * flat[part]).sum(-1)
+        tokens = sums.double().view(len(self.bank), *z.shape[:2]).square().mean(-1) / 2
+        self.costs[:, self.names.index(name)] += tokens.T.cpu()
+        z.backward(found.view_as(z))
+        assert x.grad is not None
+        return x.grad
+
+    def _draw(self, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A token from the prediction at each of x (n, hidden), and the logarithm of what normalizes it, (n,) each."""
+        vocab = self.decoder.arch.vocab
+        drawn = torch.empty(len(x), dtype=torch.int64, device=x.device)
+        norm = torch.empty(len(x), device=x.device)
+        for part in head_pieces(len(x), vocab):
+            rows = (slice(r, min(r + VOCABULARY_ROWS, vocab)) for r in range(0, vocab, VOCABULARY_ROWS))
+            logits = torch.cat([F.linear(x[part], self.decoder.tensor(name, r)) for r in rows], -1)
+            drawn[part], norm[part] = sample(logits, 1.0, self.generator), logits.logsumexp(-1)
+        return drawn, norm
+
+    def _block(self, layer: int, states: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient at a block's input from the one at its output; adds what its matrices cost."""
+        decoder, before = self.decoder, torch.empty_like(states)
+        weights = decoder.weights(layer)
+        taps = decoder.arch.taps(layer)
+        errors = {name: self._errors(name) for tap in taps for name in tap.consumers}
+        for start in range(0, len(states), WINDOWS_AT_ONCE):
+            part = slice(start, start + WINDOWS_AT_ONCE)
+            x = states[part].detach().requires_grad_()
+            inputs, at_outputs = self._step(layer, weights, taps, x, gradient[part])
+            for tap in taps:
+                for name in tap.consumers:
+                    for column, error in enumerate(errors[name]):
+                        self._add(name, column, part, F.linear(inputs[tap.name], error), at_outputs[name])
+            assert x.grad is not None
+            before[part] = x.grad
+        return before
+
+    def _step(
+        self, layer: int, weights: dict[str, Tensor], taps: Sequence[Tap], x: Tensor, gradient: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """One batch through a block and back, to x.grad: what stood at its taps, and the gradients at the outputs of
+        its matrices."""
+        inputs: dict[str, Tensor] = {}
+        at_outputs: dict[str, Tensor] = {}
+
+        def watch(name: str, y: Tensor) -> Tensor:
+            y.register_hook(lambda g: at_outputs.__setitem__(name, g))
+            return y
+
+        with torch.enable_grad(), self.decoder.watched(watch):
+            steps = self.decoder.block(layer, weights, x)
+            try:
+                while True:
+                    tap, activation, _ = next(steps)
+                    inputs[tap] = activation.detach()
+            except StopIteration as stop:
+                stop.value.backward(gradient)
+        return inputs, at_outputs
+
+
+def windows_of(ids: np.ndarray, count: int) -> np.ndarray:
+    """`count` of the windows, evenly spread."""
+    return ids[np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(int)]

@@ -1,0 +1,92 @@
+"""The cost table: the nats of KL divergence that each tensor adds on each scheme, reused by every plan."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paretobit.errors import ParetobitError
+from paretobit.tensorfile import SafetensorsFile, write_arrays
+from paretobit.work import DAMAGED, MANIFEST, read_json, write_atomically
+
+KIND, VERSION = "costs", 1
+FILE, ARRAY = "costs.safetensors", "costs"
+MOST_SCHEMES = 64
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The costs of one model.
+
+    model: the checkpoint's hash; calibration: of what text; names: its matrices; schemes: as `scheme.parse` reads them;
+    per_window: float32 (windows, names, schemes), nats a token, measured on each window of text by itself.
+    """
+
+    model: str
+    calibration: Mapping[str, Any]
+    names: tuple[str, ...]
+    schemes: tuple[str, ...]
+    per_window: np.ndarray = field(repr=False)
+
+    def mean(self) -> np.ndarray:  # (names, schemes)
+        return self.per_window.mean(0, dtype=np.float64)
+
+    def predicted(self, chosen: Mapping[str, str]) -> tuple[float, float | None]:
+        """(nats, standard error over windows) of a choice of a scheme for every matrix; what it leaves out is exact."""
+        at = {name: i for i, name in enumerate(self.names)}
+        columns = [(at[name], self.schemes.index(scheme)) for name, scheme in chosen.items()]
+        sums = sum((self.per_window[:, i, j].astype(np.float64) for i, j in columns), np.zeros(len(self.per_window)))
+        stderr = float(sums.std(ddof=1)) / len(sums) ** 0.5 if len(sums) > 1 else None
+        return float(sums.mean()), stderr
+
+    def write(self, folder: Path, fingerprint: Mapping[str, object]) -> None:
+        """As a folder's files."""
+        write_arrays(folder / FILE, {ARRAY: self.per_window.astype(np.float32)})
+        manifest = {
+            "kind": KIND, "version": VERSION, "fingerprint": fingerprint, "model": self.model,
+            "calibration": self.calibration, "names": self.names, "schemes": self.schemes,
+        }  # fmt: skip
+        write_atomically(folder / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read(folder: Path) -> Costs:
+    """What `write` wrote. Raises ParetobitError naming the file and what is wrong with it."""
+    path = Path(folder) / MANIFEST
+    facts = read_json(path)
+    if facts.get("kind") != KIND or facts.get("version") != VERSION:
+        raise ParetobitError(f"{folder} holds no cost table of version {VERSION}", hint="make it with paretobit plan")
+    if not isinstance(facts.get("model"), str) or not isinstance(facts.get("calibration"), dict):
+        raise ParetobitError(f"{path}: model or calibration is missing", hint=DAMAGED)
+    for name in ("names", "schemes"):
+        given = facts.get(name)
+        if not isinstance(given, list) or not all(isinstance(x, str) for x in given) or len(set(given)) != len(given):
+            raise ParetobitError(f"{path}: {name} is no list of different names", hint=DAMAGED)
+    if not 1 <= len(facts["schemes"]) <= MOST_SCHEMES:
+        raise ParetobitError(f"{path}: {len(facts['schemes'])} schemes", hint=DAMAGED)
+    file = SafetensorsFile(Path(folder) / FILE)
+    shape: tuple[int, ...] = file.tensors[ARRAY].shape if ARRAY in file.tensors else ()
+    if len(shape) != 3 or shape[0] < 1 or shape[1:] != (len(facts["names"]), len(facts["schemes"])):
+        raise ParetobitError(f"{file.path}: costs of shape {shape} do not fit {MANIFEST}", hint=DAMAGED)
+    per_window = file.read_float32(ARRAY)
+    if (per_window < 0).any():
+        raise ParetobitError(f"{file.path}: a cost is negative", hint=DAMAGED)
+    return Costs(facts["model"], facts["calibration"], tuple(facts["names"]), tuple(facts["schemes"]), per_window)
+
+
+def merge(tables: Sequence[Costs]) -> Costs:
+    """One table from several of the same model and schemes, measured on different windows.
+
+    Raises ParetobitError where they do not belong together.
+    """
+    first = tables[0]
+    for other in tables[1:]:
+        for what in ("model", "names", "schemes"):
+            if getattr(other, what) != getattr(first, what):
+                raise ParetobitError(f"cost tables of different {what}", hint="merge tables of one model and command")
+    per_window = np.concatenate([table.per_window for table in tables])
+    return Costs(first.model, first.calibration, first.names, first.schemes, per_window)
