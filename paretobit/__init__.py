@@ -15,6 +15,7 @@ from typing import Any
 _HOMES = {
     "quantize": "paretobit.verbs.quantize",
     "evaluate": "paretobit.verbs.evaluate",
+    "plan": "paretobit.verbs.plan",
     "inspect_artifact": "paretobit.verbs.inspect",
     "merge": "paretobit.verbs.merge",
     "demo": "paretobit.verbs.demo",

@@ -21,7 +21,7 @@ from paretobit.qtensor import QTensor
 from paretobit.rotation import Rotation
 from paretobit.scheme import FLOATS, Grid, Scheme, parse
 from paretobit.sizes import parts
-from paretobit.tensorfile import DTYPES, SafetensorsFile, TensorWriter, row_range
+from paretobit.tensorfile import DTYPES, SafetensorsFile, TensorWriter, header, row_range
 from paretobit.trellis import RING
 from paretobit.work import DAMAGED, MANIFEST, read_bytes, read_json, write_atomically
 
@@ -267,17 +267,38 @@ def _rank(entry: tuple[str, tuple[str, tuple[int, ...]]]) -> tuple[int, int, str
     return kind, -DTYPES[dtype].itemsize, name
 
 
+METADATA = {"format": "paretobit", "version": str(FORMAT)}
+
+
 def assemble(folder: Path, source: Checkpoint, plan: Plan, manifest: Mapping[str, object], units: list[Path]) -> None:
     """Write a complete artifact into `folder` from the finished `units` (safetensors files of packed tensors)."""
     files = [SafetensorsFile(unit) for unit in units]
     where = {name: file for file in files for name in file.tensors}
     found = {name: (where[name].tensors[name].dtype, where[name].tensors[name].shape) for name in where}
     entries = dict(sorted(found.items(), key=_rank))
-    with TensorWriter(folder / TENSORS, entries, {"format": "paretobit", "version": str(FORMAT)}) as writer:
+    with TensorWriter(folder / TENSORS, entries, METADATA) as writer:
         for name in entries:
             writer.write(name, where[name].map(name))
-    write_atomically(folder / PLAN, plan.to_json().encode())
-    write_atomically(folder / CONFIG, (json.dumps(source.config, indent=1, sort_keys=True) + "\n").encode())
+    for name, content in documents(source, plan, manifest).items():
+        write_atomically(folder / name, content)
     for name, content in sorted(source.companions.items()):
         write_atomically(folder / name, content)
-    write_atomically(folder / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+
+
+def documents(source: Checkpoint, plan: Plan, manifest: Mapping[str, object]) -> dict[str, bytes]:
+    """The artifact's files beside its tensors that count as its size."""
+    config, facts = (json.dumps(x, indent=1, sort_keys=True) + "\n" for x in (source.config, manifest))
+    return {PLAN: plan.to_json().encode(), CONFIG: config.encode(), MANIFEST: facts.encode()}
+
+
+def packed_size(source: Checkpoint, plan: Plan, manifest: Mapping[str, object], exact: Callable[[str], bool]) -> int:
+    """`size_bytes` of the artifact that `assemble` would write. exact: whether a tensor without a plan fits bf16."""
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name in source.names():
+        layer = plan.layers.get(name)
+        scheme = layer.scheme if layer else parse("bf16") if exact(name) else EXACT
+        found |= {name + part.suffix: (part.dtype, part.shape) for part in parts(scheme, source.shape(name))}
+    entries = dict(sorted(found.items(), key=_rank))
+    tensors = sum(math.prod(shape) * DTYPES[dtype].itemsize for dtype, shape in entries.values())
+    beside = sum(len(content) for content in documents(source, plan, manifest).values())
+    return len(header(entries, METADATA)) + tensors + beside

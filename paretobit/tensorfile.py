@@ -248,6 +248,19 @@ def finite(path: Path, name: str, values: np.ndarray) -> np.ndarray:
     return values
 
 
+def header(entries: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+    """What stands before the tensors of a file that holds `entries`, name -> (dtype, shape), in this order."""
+    facts: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    at = 0
+    for name, (dtype, shape) in entries.items():
+        end = at + math.prod(shape) * DTYPES[dtype].itemsize
+        facts[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(facts, separators=(",", ":"), ensure_ascii=True).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    return struct.pack("<Q", len(text)) + text
+
+
 class TensorWriter:
     """Writes a safetensors file: the header first, then each tensor as it comes, in the order of `entries`.
 
@@ -271,18 +284,7 @@ class TensorWriter:
         with disk_errors(self.path):
             self._out = open(self._partial, "wb")  # noqa: SIM115 (closed by close or abort)
         with self._cleaned():
-            self._out.write(self._header(dict(metadata or {})))
-
-    def _header(self, metadata: dict[str, str]) -> bytes:
-        header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-        at = 0
-        for name, (dtype, shape) in self._entries.items():
-            end = at + math.prod(shape) * DTYPES[dtype].itemsize
-            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
-            at = end
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode()
-        text += b" " * (-(8 + len(text)) % ALIGNMENT)
-        return struct.pack("<Q", len(text)) + text
+            self._out.write(header(self._entries, metadata or {}))
 
     def write(self, name: str, array: np.ndarray) -> None:
         """Append `array` to tensor `name`: the whole of it, or its next rows."""

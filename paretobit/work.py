@@ -152,6 +152,15 @@ class Work:
     def path(self, name: str) -> Path:
         return self.folder / name
 
+    def take(self, file: Path, into: Path) -> None:
+        """Put a finished file of the work folder into what is published, under its name. It also stays where it is: a
+        job that is killed before the end finds it there."""
+        with disk_errors(into / file.name):
+            try:
+                os.link(file, into / file.name)
+            except OSError:  # a file system without links
+                shutil.copyfile(file, into / file.name)
+
     @contextmanager
     def publish(self) -> Iterator[Path]:
         """Yield a fresh folder to fill; when the block ends it becomes OUT in one rename and the work folder goes."""

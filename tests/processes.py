@@ -45,6 +45,7 @@ class Running:
     `at`-th time it sends itself `signal_number`, or, with an `error`, is told by the system of that error number.
     largest: bytes that no file may outgrow: the system refuses the write in the middle. save: states are saved after
     every block, otherwise as seldom as can be; left to the clock, two runs would not touch the disk equally often.
+    cache: the cache folder, by default the environment's.
     """
 
     def __init__(
@@ -57,10 +58,11 @@ class Running:
         error: int = 0,
         largest: int = 0,
         save: bool = True,
+        cache: Path | None = None,
     ) -> None:
         self.log, self.count = log, log.with_suffix(".count")
         given = ([str(x) for x in arguments], str(watch), str(log), str(self.count))
-        how = (at, signal_number, error, largest, save)
+        how = (at, signal_number, error, largest, save, cache)
         self.process = _context.Process(target=_run, args=(*given, *how), daemon=True)
         self.process.start()
 
@@ -99,6 +101,7 @@ def _run(
     error: int,
     largest: int,
     save: bool,
+    cache: Path | None,
 ) -> None:
     """What the forked process does."""
     import resource
@@ -109,6 +112,8 @@ def _run(
     from paretobit.compress import calibrate, estimate
 
     torch.set_num_threads(1)
+    if cache is not None:
+        os.environ["PARETOBIT_CACHE"] = str(cache)
     estimate.matmul_flops = lambda seconds=0.3: 1e10
     calibrate.SAVING_SHARE = 0 if save else 1e9
     with open(log, "w") as file:

@@ -54,7 +54,7 @@ def get(source: Checkpoint, schemes: Sequence[str], corpus: Corpus, out: Path, d
             made = apply.round_all(parts)
             with work.publish() as folder:
                 for file in (file for files in made for file in files):
-                    file.rename(folder / file.name)
+                    work.take(file, folder)
                 manifest = {"kind": KIND, "fingerprint": fingerprint}
                 write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
     return {scheme: Units(source, plan, sorted(out.glob(f"{scheme}-*"))) for scheme, plan in plans.items()}

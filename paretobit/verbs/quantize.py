@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,11 +17,14 @@ from paretobit.verbs.verb import Option, Verb
 if TYPE_CHECKING:
     from paretobit.checkpoint.base import Checkpoint
     from paretobit.compress.apply import Job
+    from paretobit.compress.corpus import Corpus
     from paretobit.planfile import Plan
     from paretobit.scheme import Grid
+    from paretobit.verbs.planning import Planner
 
 
 SEQUENTIAL, FULL = INPUTS = ("sequential", "full")
+SCHEMES = "w1t,w2t,w3t,w4t,w5,w6,w8"
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,12 @@ def quantize(
     *,
     out: Annotated[str, Option("Folder to write.", "-o")],
     to: Annotated[str | None, Option("Scheme of the blocks' matrices: w2t, w3t, w3g64, w8 …")] = None,
-    method: Annotated[
-        str | None, Option("Rounding method (default: gptq, or trellis for w2t …; rtn needs no data).")
-    ] = None,
+    method: Annotated[str | None, Option("Rounding method (default: gptq, for w2t … trellis; rtn: no data).")] = None,
     embed: Annotated[str | None, Option("Scheme of embedding and head (default: one step wider).")] = None,
     plan: Annotated[str | None, Option("Replay a plan (JSON) instead of --to.")] = None,
+    fit: Annotated[tuple[str, ...], Option("Or what you can afford: 60MB, 87% (less than 16 bits), 2.5bpw.")] = (),
+    schemes: Annotated[str, Option("What --fit may choose from.")] = SCHEMES,
+    free: Annotated[bool, Option("Let --fit choose for every matrix by itself: q, k, v and gate, up apart.")] = False,
     calib: Annotated[str, Option("Calibration text: FILE.txt, FILE.jsonl, or self (the model writes it).")] = "self",
     tokens: Annotated[int, Option("Calibration tokens.")] = 32768,
     seed: Annotated[int, Option("Seed of the calibration text that the model writes.")] = 0,
@@ -76,16 +80,24 @@ def quantize(
     from paretobit.compress.apply import Job
     from paretobit.compress.world import join, pick_device
 
-    source = open_model(model)
-    options = parse_set(set)
-    decided = decide(source, to, method, embed, plan, options)
-    warn_of_ruin(decided)
+    source, options, world = open_model(model), parse_set(set), join()
     check_together(inputs, stats, shard, recover)
+    sequential, used = inputs != FULL and stats is None, pick_device(device)
+
+    def job_of(plan: Plan) -> Job:
+        return Job(source, plan, None, sequential, None, recover, device=used, world=world)
+
+    if fit:
+        check_alone(to, plan, method, embed, options, stats, shard, world.size)
+        decided = best_fit(source, fit, schemes, free, job_of, (calib, tokens, seed))
+    else:
+        decided = decide(source, to, method, embed, plan, options)
+    warn_of_ruin(decided)
     if shard is not None:
+        from paretobit.verbs.shards import collect_shard
+
         return collect_shard(source, Path(out), shard, calib, tokens, seed, device, overwrite)
-    world = join()
-    sequential = inputs != FULL and stats is None
-    job = Job(source, decided, None, sequential, None, recover, device=pick_device(device), world=world)
+    job = job_of(decided)
     calibration = prepare_calibration(job, calib, tokens, seed, stats)
     return run(job, Path(out), calibration, unasked(decided, to, method, embed), overwrite)
 
@@ -104,6 +116,54 @@ def check_together(inputs: str | None, stats: str | None, shard: str | None, rec
         raise ParetobitError("--shard collects statistics, nothing is recovered", hint="leave --recover out")
     if shard is not None and stats is not None:
         raise ParetobitError("--shard collects statistics, --stats uses them", hint="give one of the two")
+
+
+def check_alone(
+    to: str | None, plan: str | None, method: str | None, embed: str | None, options: Mapping, stats: str | None,
+    shard: str | None, processes: int,
+) -> None:  # fmt: skip
+    """Raise on what excludes --fit, which decides schemes and methods itself."""
+    given = {"--to": to, "--plan": plan, "--method": method, "--embed": embed, "--set": options, "--stats": stats}
+    for name, value in {**given, "--shard": shard}.items():
+        if value:
+            raise ParetobitError(f"--fit and {name} exclude each other", hint="leave one of the two out")
+    if processes > 1:
+        raise ParetobitError(
+            "--fit plans in one process", hint="paretobit plan MODEL --fit … -o plan.json, then torchrun with --plan"
+        )
+
+
+def best_fit(
+    source: Checkpoint, fit: Sequence[str], schemes: str, free: bool, job_of: Callable[[Plan], Job],
+    text: tuple[str, int, int],
+) -> Plan:  # fmt: skip
+    """The plan that meets the wishes best; see `planner_for`."""
+    from paretobit.budget import parse_fit
+    from paretobit.verbs.planning import fitting
+
+    budget = parse_fit(fit, source.bits16, source.bits16 // 2)
+    return fitting(planner_for(source, schemes, free, job_of, text)[0], budget, fit).plan
+
+
+def planner_for(
+    source: Checkpoint, schemes: str, free: bool, job_of: Callable[[Plan], Job], text: tuple[str, int, int]
+) -> tuple[Planner, Corpus]:
+    """What chooses among `schemes`, and the text it measured them on. job_of: what will carry a plan out; text:
+    --calib, --tokens and --seed."""
+    from paretobit.compress.corpus import gather
+    from paretobit.planfile import Plan
+    from paretobit.scheme import parse
+    from paretobit.verbs.planning import Planner, Table
+
+    names, device = [str(parse(scheme)) for scheme in schemes.split(",")], job_of(Plan(source.hash, {})).device
+    corpus = gather(source, *text, device)
+
+    def manifest(plan: Plan) -> dict[str, object]:
+        job = job_of(plan)
+        job.windows = corpus.ids
+        return describe_model(job, describe_job(job, corpus.record), corpus.record, [])
+
+    return Planner(Table(source, corpus, names, device), manifest, free), corpus
 
 
 def parse_set(pairs: tuple[str, ...] | Mapping[str, object]) -> dict[str, dict[str, object]]:
@@ -127,7 +187,7 @@ def decide(
     from paretobit.scheme import parse, wider
 
     if (to is None) == (plan is None):
-        raise ParetobitError("say either --to or --plan", hint="for example --to w3g64")
+        raise ParetobitError("say one of --to, --fit and --plan", hint="for example --to w3t, or --fit 60MB")
     for name in options:
         methods.make_params(name, options[name])
     if to is None:
@@ -318,52 +378,6 @@ def describe_model(
         "calibration": calibration,
         "fallbacks": fallbacks,
     }
-
-
-def collect_shard(
-    source: Checkpoint,
-    out: Path,
-    shard: str,
-    calib: str,
-    tokens: int,
-    seed: int,
-    device: str | None,
-    overwrite: bool,
-) -> Fit:
-    """The full-precision model's statistics over one shard of the calibration text, as a folder."""
-    from paretobit import __version__
-    from paretobit.compress import statsfile
-    from paretobit.compress.corpus import gather
-    from paretobit.compress.world import pick_device
-    from paretobit.work import MANIFEST, Work, write_atomically
-
-    started = time.monotonic()
-    index, of = parse_shard(shard)
-    corpus = gather(source, calib, tokens, seed, pick_device(device))
-    fingerprint = {"model": source.hash, "calibration": corpus.record, "shard": shard, "version": __version__}
-    work = Work(out, statsfile.KIND, fingerprint)
-    if not work.finished(overwrite):
-        part = corpus.shard(index, of)
-        with work.open(overwrite):
-            files = statsfile.collect(source, part, work, pick_device(device))
-            manifest = {
-                "kind": statsfile.KIND, "fingerprint": fingerprint, "model": source.hash, "calibration": corpus.record,
-                "config": source.config, "shards": [index], "of": of, "tokens": int(part.size),
-            }  # fmt: skip
-            with work.publish() as folder:
-                for file in files:
-                    file.rename(folder / file.name)
-                write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
-    size = sum(file.stat().st_size for file in out.iterdir())
-    return Fit(str(out), size, source.bits16, 0.0, time.monotonic() - started, (f"statistics of shard {shard}",))
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """ "1/4" -> (1, 4)."""
-    index, _, of = text.partition("/")
-    if not (index.isdecimal() and of.isdecimal() and int(index) < int(of)):
-        raise ParetobitError(f"'{text}' is not a shard", hint="write i/N with 0 ≤ i < N, for example --shard 0/4")
-    return int(index), int(of)
 
 
 def show(fit: Fit) -> str:

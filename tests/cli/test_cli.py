@@ -147,8 +147,11 @@ WRONG = {
         ("quantize", "MODEL", "--to", "w3", "--tokens", "many", "-o", "OUT"),
         "'many' is not",
     ),
-    "neither scheme nor plan": (("quantize", "MODEL", "-o", "OUT"), "say either --to or --plan"),
-    "scheme and plan": (("quantize", "MODEL", "--to", "w3", "--plan", "p", "-o", "OUT"), "say either --to or --plan"),
+    "neither scheme nor plan": (("quantize", "MODEL", "-o", "OUT"), "say one of --to, --fit and --plan"),
+    "scheme and plan": (
+        ("quantize", "MODEL", "--to", "w3", "--plan", "p", "-o", "OUT"),
+        "say one of --to, --fit and --plan",
+    ),
     "no scheme": (("quantize", "MODEL", "--to", "int4", "-o", "OUT"), "'int4' is not a scheme"),
     "seven bits": (("quantize", "MODEL", "--to", "w7", "-o", "OUT"), "7 bits are not supported"),
     "no embed scheme": (("quantize", "MODEL", "--to", "w3", "--embed", "x", "-o", "OUT"), "'x' is not a scheme"),

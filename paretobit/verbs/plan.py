@@ -1,0 +1,153 @@
+"""plan: how good the model is at every size, before anything is quantized; and the plan of one size, to keep."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from paretobit.errors import ParetobitError
+from paretobit.verbs.quantize import SCHEMES
+from paretobit.verbs.verb import Option, Verb
+
+if TYPE_CHECKING:
+    from paretobit.verbs.planning import Chosen, Planner
+
+BITS = (1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 2.75, 3.0, 3.25, 3.5, 3.75, 4.0, 4.25, 4.5, 5.0, 5.5, 6.0, 7.0, 8.0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One plan. kl_divergence, stderr: predicted, nats a token; measured: of a mixture of tensors rounded one by one,
+    None where nobody looked; gap: of the solver, as a share; weights: by scheme, the share of all matrices' weights;
+    embedding: its scheme."""
+
+    size_bytes: int
+    bits_per_weight: float
+    kl_divergence: float
+    stderr: float | None
+    measured: float | None
+    gap: float
+    weights: Mapping[str, float]
+    embedding: str
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """What can be had of a model. plan: the file that was written, None where nobody asked for one."""
+
+    model: str
+    bytes_16bit: int
+    calibration: str
+    rows: tuple[Row, ...]
+    plan: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def plan(
+    model: str,
+    *,
+    fit: Annotated[tuple[str, ...], Option("One size only: 60MB, 87% (less than 16 bits), 2.5bpw.")] = (),
+    out: Annotated[str | None, Option("Write the plan of --fit to this file (JSON).", "-o")] = None,
+    schemes: Annotated[str, Option("What matrices may choose from.")] = SCHEMES,
+    free: Annotated[bool, Option("Let every matrix choose by itself: q, k, v and gate, up apart.")] = False,
+    calib: Annotated[str, Option("Calibration text: FILE.txt, FILE.jsonl, or self (the model writes it).")] = "self",
+    tokens: Annotated[int, Option("Calibration tokens.")] = 32768,
+    seed: Annotated[int, Option("Seed of the calibration text that the model writes.")] = 0,
+    device: Annotated[str | None, Option("cpu or cuda (default: cuda where there is one).")] = None,
+) -> Frontier:
+    """Predict how close MODEL stays to itself at every size, from what each of its tensors costs on each scheme.
+
+    The costs are measured once and kept; `quantize --fit` chooses from the same table. Raises ParetobitError on bad
+    input.
+    """
+    from paretobit.budget import parse_fit
+    from paretobit.checkpoint import open_model
+    from paretobit.verbs.needs import torch_or_hint
+    from paretobit.work import write_atomically
+
+    torch_or_hint("plan")
+    from paretobit.compress.apply import Job
+    from paretobit.compress.world import pick_device
+    from paretobit.verbs.planning import fitting
+    from paretobit.verbs.quantize import planner_for
+
+    if out is not None and not fit:
+        raise ParetobitError("-o writes one plan, and there is one for every size", hint="add --fit 60MB, or 87%")
+    source = open_model(model)
+    used = pick_device(device)
+    chooser, corpus = planner_for(source, schemes, free, lambda plan: Job(source, plan, None, device=used),
+                                  (calib, tokens, seed))  # fmt: skip
+    if fit:
+        made = fitting(chooser, parse_fit(fit, source.bits16, source.bits16 // 2), fit)
+        if out is not None:
+            write_atomically(Path(out), made.plan.to_json().encode())
+        chosen = [made]
+    else:
+        chosen = list(frontier(chooser))
+    rows = tuple(row_of(chooser, found) for found in chosen)
+    return Frontier(source.name, source.bits16, corpus.source, rows, out)
+
+
+def frontier(planner: Planner) -> list[Chosen]:
+    """The best plan at each of BITS that has one, and the smallest."""
+    from paretobit.budget import BYTES
+    from paretobit.solve import Impossible
+
+    parameters, found = planner.source.bits16 // 2, [planner.choose({}, BYTES)]
+    for bits in BITS:
+        try:
+            found.append(planner.choose({BYTES: bits * parameters / 8}))
+        except Impossible:
+            continue
+        if found[-1].size == found[-2].size:
+            found.pop()
+    return found
+
+
+def row_of(planner: Planner, found: Chosen) -> Row:
+    from paretobit.arch.spec import EMBED
+
+    shapes, parameters = planner.source.arch.shapes(), planner.source.bits16 // 2
+    weights: Counter[str] = Counter()
+    for name, scheme in found.schemes.items():
+        weights[scheme] += shapes[name][0] * shapes[name][1]
+    total = sum(weights.values())
+    stderr = planner.table.costs.predicted(found.schemes)[1]
+    shares = {scheme: weights[scheme] / total for scheme in planner.table.schemes if weights[scheme]}
+    bits = 8 * found.size / parameters
+    measured = None if math.isnan(found.measured) else found.measured
+    return Row(found.size, bits, found.predicted, stderr, measured, found.gap, shares, found.schemes[EMBED])
+
+
+def show(result: Frontier) -> Any:
+    from rich.console import Group
+    from rich.table import Table
+
+    from paretobit.sizes import human
+
+    table = Table(box=None, header_style="bold")
+    for column in ("size", "less", "bits a weight", "KL predicted", "measured", "embedding", "weights by scheme"):
+        table.add_column(column, justify="left" if column.startswith("weights") else "right")
+    for row in result.rows:
+        error = "" if row.stderr is None else f" ± {row.stderr:.4f}"
+        shares = ", ".join(f"{scheme} {share:.0%}" for scheme, share in row.weights.items() if share >= 0.005)
+        table.add_row(
+            human(row.size_bytes), f"{1 - row.size_bytes / result.bytes_16bit:.1%}", f"{row.bits_per_weight:.3f}",
+            f"{row.kl_divergence:.4f}{error}", "" if row.measured is None else f"{row.measured:.4f}", row.embedding,
+            shares,
+        )  # fmt: skip
+    first = f"{result.model}: {human(result.bytes_16bit)} in 16 bits; calibrated on {result.calibration}"
+    if result.plan is not None:
+        last = f"Carry it out: paretobit quantize {result.model} --plan {result.plan} -o OUT"
+    else:
+        last = f"Take one: paretobit quantize {result.model} --fit SIZE -o OUT"
+    return Group(first, "", table, "", last)
+
+
+VERB = Verb("plan", plan, show)

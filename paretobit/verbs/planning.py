@@ -1,0 +1,260 @@
+"""From a budget to a plan: the model's cost table, what its tensors may choose from, and the choice that fits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from paretobit.artifact import exact_bf16, packed_size
+from paretobit.budget import BYTES, Budget
+from paretobit.errors import ParetobitError
+from paretobit.planfile import ROTATE, Layer, Plan, taps
+from paretobit.progress import say
+from paretobit.scheme import parse
+from paretobit.sizes import human, tensor_bytes
+from paretobit.solve import Choice, Impossible, solve
+from paretobit.work import Work, cache_folder, disk_errors
+
+if TYPE_CHECKING:
+    from paretobit.checkpoint.base import Checkpoint
+    from paretobit.compress.corpus import Corpus
+    from paretobit.compress.units import Units
+    from paretobit.costs import Costs
+
+COST = "kl_divergence"
+COST_WINDOWS, MEASURE_WINDOWS = 16, 8
+AGREES = 0.05  # measured and predicted divergence as close as this: no more to correct
+ROUNDS = 4
+DOUBT = 0.03  # how fast measurements pull a scheme's factor away from 1
+
+Manifest = Callable[[Plan], Mapping[str, object]]
+
+
+class Table:
+    """The costs of one model on some schemes, measured on a corpus; bank and table lie in the cache and serve every
+    later wish."""
+
+    def __init__(self, source: Checkpoint, corpus: Corpus, schemes: Sequence[str], device: str) -> None:
+        from paretobit import __version__, hardware
+
+        self.source, self.corpus, self.schemes, self.device = source, corpus, tuple(schemes), device
+        self.fingerprint = {
+            "model": source.hash, "schemes": list(schemes), "calibration": corpus.record, "windows": COST_WINDOWS,
+            "version": __version__, "isa": hardware.isa(), "device": device,
+        }  # fmt: skip
+        digest = hashlib.sha256(json.dumps(self.fingerprint, sort_keys=True).encode()).hexdigest()
+        self.folder = cache_folder() / "plans" / source.hash[:16] / digest[:16]
+
+    @cached_property
+    def bank(self) -> dict[str, Units]:
+        from paretobit.compress import bank
+
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        return bank.get(self.source, self.schemes, self.corpus, self.folder / "bank", self.device)
+
+    @cached_property
+    def costs(self) -> Costs:
+        from paretobit import costs
+        from paretobit.compress import sensitivity
+
+        folder = self.folder / "costs"
+        work = Work(folder, costs.KIND, self.fingerprint)
+        if not work.finished(overwrite=True):
+            models = self.bank
+            windows = sensitivity.windows_of(self.corpus.ids, COST_WINDOWS)
+            with work.open(overwrite=True):
+                found = sensitivity.measure(self.source, models, windows, work, self.device)
+                made = sensitivity.table(self.source, models, self.corpus.record, found)
+                with work.publish() as into:
+                    made.write(into, work.fingerprint)
+        return costs.read(folder)
+
+    @cached_property
+    def measured(self) -> Measured:
+        return Measured(self)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A choice of a scheme for every matrix. predicted: nats a token, from the table; measured: of the bank's tensors,
+    nan where nobody looked; size: bytes of the packed model; gap: see solve.Solution."""
+
+    schemes: Mapping[str, str]
+    plan: Plan
+    predicted: float
+    size: int
+    gap: float
+    measured: float = math.nan
+
+
+class Planner:
+    """Chooses from a table. free: every matrix by itself, not all that read one tap alike; manifest: what the packed
+    model will say of itself, as it counts as size."""
+
+    def __init__(self, table: Table, manifest: Manifest, free: bool = False) -> None:
+        self.table, self.source, self.manifest = table, table.source, manifest
+        self.members = self._members(free)
+        self.factors = np.ones(len(table.schemes))
+
+    def _members(self, free: bool) -> dict[str, tuple[str, ...]]:
+        together = [tap.consumers for tap in taps(self.source.arch)]
+        return {names[0]: names for names in ([(n,) for tap in together for n in tap] if free else together)}
+
+    def groups(self) -> dict[str, list[Choice]]:
+        costs, shapes = self.table.costs, self.source.arch.shapes()
+        row = {name: i for i, name in enumerate(costs.names)}
+        mean = costs.mean() * self.factors
+        return {
+            group: [
+                Choice(scheme, {
+                    COST: float(sum(mean[row[name], column] for name in names)),
+                    BYTES: sum(tensor_bytes(parse(scheme), shapes[name]) for name in names),
+                })
+                for column, scheme in enumerate(costs.schemes)
+            ]
+            for group, names in self.members.items()
+        }  # fmt: skip
+
+    def choose(self, limits: Mapping[str, float], minimize: str = COST) -> Chosen:
+        """The best that fits. Raises Impossible naming what cannot be met.
+
+        What stands around the tensors depends on the choice: what it takes beyond the last try is set aside.
+        """
+        groups, spent = self.groups(), 0.0
+        while True:
+            found = solve(groups, limits, minimize, {BYTES: spent})
+            schemes = {name: found.picked[group] for group, names in self.members.items() for name in names}
+            plan = self._plan(schemes, found.totals.get(COST, 0.0), limits)
+            size = packed_size(self.source, plan, self.manifest(plan), self._exact)
+            if size <= limits.get(BYTES, size):
+                return Chosen(schemes, plan, found.totals.get(COST, 0.0), size, found.gap)
+            spent += max(1.0, size - limits[BYTES])
+
+    def _plan(self, schemes: Mapping[str, str], predicted: float, limits: Mapping[str, float]) -> Plan:
+        layers: dict[str, Layer] = {}
+        for name, scheme in schemes.items():
+            layers[name] = self._uniform[scheme].layers[name]
+        turned = ({"method": ROTATE, "seed": 0},)
+        budget = {name: float(value) for name, value in limits.items() if name != COST}
+        return Plan(self.source.hash, layers, turned, budget=budget or None, predicted={COST: predicted})
+
+    @cached_property
+    def _uniform(self) -> dict[str, Plan]:
+        from paretobit.compress.bank import uniform_plan
+
+        return {scheme: uniform_plan(self.source, scheme) for scheme in self.table.schemes}
+
+    @cached_property
+    def _floats(self) -> dict[str, bool]:
+        names = [name for name in self.source.names() if len(self.source.shape(name)) == 1]
+        return {name: exact_bf16(self.source.read(name)) is not None for name in names}
+
+    def _exact(self, name: str) -> bool:
+        return self._floats.get(name, False)
+
+    def refined(self, limits: Mapping[str, float]) -> Chosen:
+        """The best that fits by what was measured: choose, measure the choice on the bank, correct, choose again.
+
+        Corrected by this search's own choices alone: the same wish leads to the same plan whatever was asked before.
+        """
+        seen: list[Chosen] = []
+        for _ in range(ROUNDS):
+            self.factors = factors(self.table.costs, [(found.schemes, found.measured) for found in seen])
+            found = self.choose(limits)
+            if any(found.schemes == earlier.schemes for earlier in seen):
+                break
+            measured = self.table.measured.divergence(found.schemes)
+            seen.append(replace(found, measured=measured))
+            say(f"a plan of {human(found.size)}: predicted KL {found.predicted:.4f}, measured {measured:.4f}")
+            if abs(measured / max(found.predicted, 1e-12) - 1) < AGREES:
+                break
+        return min(seen, key=lambda found: found.measured)
+
+
+class Measured:
+    """Divergences of mixtures that were really computed, remembered beside the table."""
+
+    def __init__(self, table: Table) -> None:
+        self.table, self.path = table, table.folder / "measured.jsonl"
+        self.rows: list[dict[str, Any]] = list(_read_rows(self.path, set(table.schemes)))
+
+    def divergence(self, schemes: Mapping[str, str]) -> float:
+        """Nats a token to the original, of the bank's tensors of these schemes."""
+        for row in self.rows:
+            if row["schemes"] == schemes:
+                return row[COST]
+        from paretobit.compress.bank import Mixture
+        from paretobit.compress.model import Decoder
+        from paretobit.compress.sensitivity import windows_of
+        from paretobit.evals.divergence import compare
+
+        source, device = self.table.source, self.table.device
+        windows = windows_of(self.table.corpus.ids, MEASURE_WINDOWS)
+        models = Mixture(source, self.table.bank, schemes), source
+        candidate, original = (Decoder(model, device=device, keep=self._fits(source)).logits for model in models)
+        found = compare(candidate, windows, original)
+        assert found.kl_divergence is not None
+        row = {"schemes": dict(schemes), COST: found.kl_divergence["mean"]}
+        self.rows.append(row)
+        with disk_errors(self.path), open(self.path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        return row[COST]
+
+    @staticmethod
+    def _fits(source: Checkpoint) -> bool:
+        from paretobit import hardware
+
+        return 4 * source.bits16 < hardware.memory_available() // 2
+
+
+def factors(costs: Costs, measured: Sequence[tuple[Mapping[str, str], float]]) -> np.ndarray:
+    """For each scheme what its costs must be multiplied by for predictions to meet what was measured of some choices,
+    in nats: the least squares of relative errors, held near 1 (ridge regression)."""
+    at, mean = {name: i for i, name in enumerate(costs.names)}, costs.mean()
+    shares = np.zeros((len(measured), len(costs.schemes)))
+    for row, (schemes, nats) in enumerate(measured):
+        for name, scheme in schemes.items():
+            column = costs.schemes.index(scheme)
+            shares[row, column] += mean[at[name], column] / nats
+    left = 1 - shares.sum(1)
+    moved = np.linalg.solve(shares.T @ shares + DOUBT**2 * np.eye(shares.shape[1]), shares.T @ left)
+    return np.clip(1 + moved, 0.25, 4)
+
+
+def _read_rows(path: Path, schemes: set[str]) -> Iterable[dict[str, Any]]:
+    """Whole lines of what was measured; one that a kill cut short is passed over."""
+    if not path.exists():
+        return
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if not isinstance(row, dict) or not isinstance(row.get("schemes"), dict) or type(row.get(COST)) is not float:
+            continue
+        if set(row["schemes"].values()) <= schemes and row[COST] > 0:
+            yield row
+
+
+def fitting(planner: Planner, budget: Budget, wishes: Sequence[str]) -> Chosen:
+    """The best that meets the wishes, by measurement. Raises ParetobitError with the nearest that can be had."""
+    if budget.ms_per_token is not None or budget.joules_per_token is not None:
+        raise ParetobitError("--fit takes sizes only so far", hint="give a size: 60MB, 87% or 2.5bpw")
+    try:
+        return planner.refined(budget.limits())
+    except Impossible:
+        least = planner.choose({}, BYTES)
+        asked = " and ".join(f"--fit {wish}" for wish in wishes)
+        raise ParetobitError(
+            f"{asked} cannot be met: the smallest {planner.source.name} has {human(least.size)} ({least.size} bytes)",
+            hint=f"--fit {-(-least.size // 1000) + 1}kB, or smaller schemes among --schemes",
+        ) from None

@@ -1,0 +1,195 @@
+"""Wishes and plans: what --fit makes is never larger than asked, uses what there is, and can be replayed."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paretobit.artifact import Artifact
+from paretobit.compress import bank, sensitivity
+from paretobit.costs import Costs
+from paretobit.errors import ParetobitError
+from paretobit.planfile import read_plan
+from paretobit.sizes import tensor_bytes
+from paretobit.verbs import planning
+from paretobit.verbs.plan import Frontier, plan
+from paretobit.verbs.quantize import quantize
+from tests.commands import Command, contents
+from tests.processes import Ended, Running
+
+BITS16 = 161_920  # of the tiny model
+TEXT = {"tokens": 2048}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache folder for all tests here: the table is measured once, as a user would have it."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def kept(quick: None, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARETOBIT_CACHE", str(cache))
+
+
+@pytest.fixture(scope="module")
+def frontier(model: Path, text: Path, cache: Path) -> Frontier:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PARETOBIT_CACHE", str(cache))
+        return plan(str(model), calib=str(text), **TEXT)
+
+
+def test_the_frontier_falls_and_stays_within_its_sizes(frontier: Frontier) -> None:
+    sizes = [row.size_bytes for row in frontier.rows]
+    costs = [row.kl_divergence for row in frontier.rows]
+    assert len(sizes) > 8
+    assert sizes == sorted(sizes)
+    assert costs == sorted(costs, reverse=True)
+    assert frontier.bytes_16bit == BITS16
+    for row in frontier.rows:
+        assert sum(row.weights.values()) == pytest.approx(1)
+        assert row.gap <= 1e-4
+
+
+@pytest.mark.parametrize("wish", ["40000", "44kB", "78%", "4.5bpw", "60 kB"])
+def test_what_fits_is_never_larger_and_wastes_little(
+    model: Path, text: Path, tmp_path: Path, wish: str, frontier: Frontier
+) -> None:
+    limit = {"40000": 40_000, "44kB": 44_000, "78%": 0.22 * BITS16, "4.5bpw": 4.5 * BITS16 / 16, "60 kB": 60_000}[wish]
+    fit = quantize(str(model), fit=(wish,), calib=str(text), out=str(tmp_path / "out"), **TEXT)
+    made = Artifact(tmp_path / "out")
+    assert made.size_bytes == fit.size_bytes <= limit
+    # The least step up that is left: a tap's matrices on the next scheme. Nothing so small may still fit.
+    shapes = made.arch.shapes()
+    spare = limit - made.size_bytes
+    assert spare < max(tensor_bytes(made.plan.layers[name].scheme, shapes[name]) for name in made.plan.layers)
+    assert made.size_bytes > 0.9 * limit
+    assert made.plan.budget == {"bytes": float(int(limit))}
+    assert made.manifest["fallbacks"] == []
+
+
+def test_the_plan_is_the_one_that_quantize_takes_and_replays_to_the_same_bytes(
+    model: Path, text: Path, tmp_path: Path, frontier: Frontier
+) -> None:
+    file = tmp_path / "plan.json"
+    shown = plan(str(model), fit=("50kB",), out=str(file), calib=str(text), **TEXT)
+    quantize(str(model), fit=("50kB",), calib=str(text), out=str(tmp_path / "a"), **TEXT)
+    quantize(str(model), plan=str(file), calib=str(text), out=str(tmp_path / "b"), **TEXT)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert read_plan(file.read_bytes(), "plan.json") == Artifact(tmp_path / "a").plan
+    assert shown.rows[0].size_bytes == Artifact(tmp_path / "a").size_bytes
+    assert shown.rows[0].measured is not None
+
+
+def test_more_bytes_are_never_worse(frontier: Frontier, model: Path, text: Path) -> None:
+    measured = [
+        plan(str(model), fit=(f"{kilobytes}kB",), calib=str(text), **TEXT).rows[0].measured
+        for kilobytes in (36, 48, 64)
+    ]
+    assert measured == sorted(measured, reverse=True)  # type: ignore[type-var]
+
+
+def test_a_table_serves_every_later_wish(
+    model: Path, text: Path, frontier: Frontier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **more: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(sensitivity, "measure", refuse)
+    monkeypatch.setattr(bank.apply, "round_all", refuse)
+    assert plan(str(model), calib=str(text), **TEXT) == frontier
+
+
+def test_matrices_set_free_do_no_worse(model: Path, text: Path, frontier: Frontier) -> None:
+    free = plan(str(model), calib=str(text), free=True, **TEXT)
+    bound = {row.bits_per_weight: row.kl_divergence for row in free.rows}
+    for row in frontier.rows[1:]:
+        near = [kl for bits, kl in bound.items() if bits <= row.bits_per_weight * 1.02]
+        assert min(near) <= row.kl_divergence * 1.05
+
+
+def test_predictions_are_corrected_by_what_was_measured() -> None:
+    """Costs at 2 bits that are told to be four times too small: the factors undo it, and without word nothing moves."""
+    random = np.random.default_rng(0)
+    names = tuple(f"t{i}" for i in range(20))
+    table = Costs("m", {}, names, ("w2t", "w4t", "w8"), random.random((3, 20, 3)).astype(np.float32))
+    true = table.mean() * [4, 1, 1]
+    measured = []
+    for _ in range(12):
+        picks = random.integers(0, 3, 20)
+        chosen = {name: table.schemes[pick] for name, pick in zip(names, picks, strict=True)}
+        measured.append((chosen, float(true[np.arange(20), picks].sum())))
+    assert planning.factors(table, measured) == pytest.approx([4, 1, 1], rel=0.1)
+    assert (planning.factors(table, []) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--fit", "1kB"), "cannot be met: the smallest tiny has"),
+        (("--fit", "60 parsecs"), "is no size"),
+        (("--fit", "60kB", "--fit", "2bpw"), "bytes is limited twice"),
+        (("--fit", "12ms"), "takes sizes only so far"),
+        (("--fit", "60kB", "--to", "w3t"), "--fit and --to exclude each other"),
+        (("--fit", "60kB", "--embed", "w8"), "--fit and --embed exclude each other"),
+        (("--fit", "60kB", "--set", "trellis.damp=1"), "--fit and --set exclude each other"),
+        (("--fit", "60kB", "--schemes", "w2t,w7"), "7 bits are not supported"),
+        (("--fit", "60kB", "--schemes", ""), "'' is not a scheme"),
+        ((), "say one of --to, --fit and --plan"),
+    ],
+)
+def test_wishes_that_cannot_be_met_say_so(
+    command: Command, model: Path, text: Path, tmp_path: Path, frontier: Frontier, arguments: tuple, said: str
+) -> None:
+    done = command("quantize", model, *arguments, "--calib", text, "--tokens", 2048, "-o", tmp_path / "out")
+    assert said in done.error
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_nearest_that_can_be_had_is_named_and_can_be_had(
+    model: Path, text: Path, tmp_path: Path, frontier: Frontier
+) -> None:
+    with pytest.raises(ParetobitError, match="hint: --fit [0-9]+kB") as why:
+        quantize(str(model), fit=("1kB",), calib=str(text), out=str(tmp_path / "out"), **TEXT)
+    least = why.value.hint.split()[1].removesuffix(",").removesuffix("kB")
+    assert quantize(
+        str(model), fit=(f"{least}kB",), calib=str(text), out=str(tmp_path / "out"), **TEXT
+    ).size_bytes <= 1000 * int(least)
+
+
+def test_one_plan_needs_one_size(command: Command, model: Path, tmp_path: Path) -> None:
+    assert "add --fit 60MB" in command("plan", model, "-o", tmp_path / "p.json").error
+
+
+def test_the_table_is_shown_and_told_as_json(command: Command, model: Path, text: Path, frontier: Frontier) -> None:
+    done = command("plan", model, "--calib", text, "--tokens", 2048, "--json")
+    assert done.code == 0
+    assert [row["size_bytes"] for row in json.loads(done.out)["rows"]] == [row.size_bytes for row in frontier.rows]
+    shown = command("plan", model, "--calib", text, "--tokens", 2048).out
+    assert f"{frontier.rows[3].bits_per_weight:.3f}" in shown
+    assert "--fit SIZE" in shown
+
+
+def test_a_killed_wish_goes_on_and_ends_in_the_same_bytes(model: Path, text: Path, tmp_path: Path) -> None:
+    """Killed again and again, at moments spread over rounding the bank, costs, measuring and quantizing."""
+    arguments = ("quantize", model, "--fit", "50kB", "--calib", text, "--tokens", 1024)
+
+    def start(name: str, at: int = 0) -> Ended:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        how = {"watch": folder, "log": tmp_path / "log", "cache": folder / "cache", "at": at}
+        return Running(*arguments, "-o", folder / "out", **how).end()
+
+    whole = start("whole")
+    assert whole.code == 0, whole.err
+    kills, each = 0, whole.touched // 3  # taking the bank's files over is one step, and counts many
+    while (ended := start("killed", each)).code == -signal.SIGKILL:
+        kills += 1
+        assert kills < 20, "it does not get on"
+    assert ended.code == 0, ended.err
+    assert kills >= 2
+    assert contents(tmp_path / "killed/out") == contents(tmp_path / "whole/out")
