@@ -68,10 +68,11 @@ def plan(
     """
     from paretobit.budget import parse_fit
     from paretobit.checkpoint import open_model
-    from paretobit.verbs.needs import torch_or_hint
+    from paretobit.verbs.needs import solver_or_hint, torch_or_hint
     from paretobit.work import write_atomically
 
     torch_or_hint("plan")
+    solver_or_hint("plan")
     from paretobit.compress.apply import Job
     from paretobit.compress.world import pick_device
     from paretobit.verbs.planning import fitting

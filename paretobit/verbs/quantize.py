@@ -139,8 +139,10 @@ def best_fit(
 ) -> Plan:  # fmt: skip
     """The plan that meets the wishes best; see `planner_for`."""
     from paretobit.budget import parse_fit
+    from paretobit.verbs.needs import solver_or_hint
     from paretobit.verbs.planning import fitting
 
+    solver_or_hint("--fit")
     budget = parse_fit(fit, source.bits16, source.bits16 // 2)
     return fitting(planner_for(source, schemes, free, job_of, text)[0], budget, fit).plan
 

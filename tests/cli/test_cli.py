@@ -128,6 +128,7 @@ def test_without_torch_inspect_works_and_the_others_say_what_to_install(packed: 
         "quantize": ("quantize", packed, "--to", "w3", "-o", tmp_path / "out"),
         "merge": ("merge", tmp_path, "-o", tmp_path / "out"),
         "demo": ("demo",),
+        "plan": ("plan", packed),
     }
     for verb, arguments in calls.items():
         done = run("-c", WITHOUT_TORCH, *arguments)
