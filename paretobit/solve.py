@@ -8,7 +8,10 @@ names of the same columns, so the smallest model of a given quality is the same 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,10 +82,11 @@ def solve(
         chosen = np.array([picked.get(name) == choice.key for name, choice in columns], float)
         constraints.append(LinearConstraint(chosen, -np.inf, len(groups) - 1))
     unit = max(float(np.abs(uses[minimize]).max()), 1e-300)
-    found = milp(
-        uses[minimize] / unit, integrality=np.ones(len(columns)), bounds=Bounds(0, 1), constraints=constraints,
-        options={"time_limit": SECONDS, "mip_rel_gap": GAP},
-    )  # fmt: skip
+    with quiet():
+        found = milp(
+            uses[minimize] / unit, integrality=np.ones(len(columns)), bounds=Bounds(0, 1), constraints=constraints,
+            options={"time_limit": SECONDS, "mip_rel_gap": GAP},
+        )  # fmt: skip
     if found.x is None and found.status != INFEASIBLE:
         raise ParetobitError(f"the solver gave up: {found.message}", hint="leave fewer tensors free, or tie them")
     if found.x is None:
@@ -90,6 +94,24 @@ def solve(
         raise Impossible(None, None, f"nothing fits {names} together", "allow more of one of them")
     picked = {name: choice.key for (name, choice), taken in zip(columns, found.x, strict=True) if taken > 0.5}
     return Solution(picked, totals(groups, picked, fixed), float(found.mip_gap or 0))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing reaches standard output until the block ends: some versions of HiGHS write notes there, past Python."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # there is none
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def totals(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 
 import numpy as np
 import pytest
 
 from paretobit.errors import ParetobitError
-from paretobit.solve import Choice, Impossible, Solution, solve, totals
+from paretobit.solve import Choice, Impossible, Solution, quiet, solve, totals
 
 Groups = dict[str, list[Choice]]
 
@@ -102,3 +103,10 @@ def test_thousands_of_variables_are_solved_to_the_end() -> None:
     found = solve(groups, {"bytes": 561 * 2.7, "ms": 561 * 0.95}, "cost")
     assert found.gap < 1e-3
     assert found.totals["bytes"] > 0.98 * 561 * 2.7
+
+
+def test_nothing_the_solver_writes_reaches_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
+    with quiet():
+        os.write(1, b"a note of the solver's")
+    os.write(1, b"data")
+    assert capfd.readouterr().out == "data"
