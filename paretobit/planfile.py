@@ -6,7 +6,7 @@ import json
 import math
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
 from paretobit.arch import Arch, Tap
 from paretobit.arch.spec import EMBED, HEAD
@@ -17,7 +17,7 @@ from paretobit.work import parse_json
 
 PLAN_VERSION = 1
 ROTATE = "rotate"
-MOST_TRANSFORMS, MOST_SEED = 1000, 2**63 - 1
+MOST_TRANSFORMS, MOST_SEED, MOST_NAME = 1000, 2**63 - 1, 300
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,25 @@ class Layer:
     scheme: Scheme
     method: str
     params: Mapping[str, object] = field(default_factory=dict)
+
+
+SELF, STATS = "self", "stats"
+SEQUENTIAL, FULL = INPUTS = ("sequential", "full")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What carries a plan out, beyond schemes and methods: a replay with the same text needs it for the same bytes.
+
+    calib: SELF, STATS (a folder of statistics) or a text file's name, not where it lies; tokens, seed: of that text;
+    inputs: one of INPUTS; recover: whether scales and norms are trained afterwards, None where the schemes decide.
+    """
+
+    calib: str = SELF
+    tokens: int = 32768
+    seed: int = 0
+    inputs: str = SEQUENTIAL
+    recover: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +59,7 @@ class Plan:
     budget: Mapping[str, float] | None = None
     hardware: str | None = None
     predicted: Mapping[str, float] = field(default_factory=dict)
+    settings: Settings = Settings()
     version: int = PLAN_VERSION
 
     def to_json(self) -> str:
@@ -56,6 +76,7 @@ class Plan:
             "budget": self.budget and dict(self.budget),
             "hardware": self.hardware,
             "predicted": dict(self.predicted),
+            "settings": asdict(self.settings),
         }
         return json.dumps(facts, indent=1, sort_keys=True) + "\n"
 
@@ -136,7 +157,27 @@ def read_plan(text: str | bytes, source: str) -> Plan:
         budget=facts.get("budget"),
         hardware=facts.get("hardware"),
         predicted=facts.get("predicted") or {},
+        settings=_settings(facts.get("settings", {}), source),
     )
+
+
+def _settings(value: object, source: str) -> Settings:
+    if not isinstance(value, dict):
+        raise _bad(source, "'settings' is not an object")
+    known = {field.name for field in fields(Settings)}
+    if extra := sorted(set(value) - known):
+        raise _bad(source, f"'settings' has an unknown '{extra[0][:100]}'")
+    found = Settings(**value)
+    name = found.calib
+    if type(name) is not str or not name.isprintable() or not 0 < len(name) <= MOST_NAME:
+        raise _bad(source, "settings: calib is not the name of a text")
+    for what, least in (("tokens", 1), ("seed", 0)):
+        number = getattr(found, what)
+        if type(number) is not int or not least <= number <= MOST_SEED:
+            raise _bad(source, f"settings: {what} is {reprlib.repr(number)}")
+    if found.inputs not in INPUTS or type(found.recover) not in (bool, type(None)):
+        raise _bad(source, "settings: inputs or recover is none that there is")
+    return found
 
 
 def _transforms(value: object, source: str) -> tuple[Mapping[str, object], ...]:

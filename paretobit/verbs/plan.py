@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from paretobit.errors import ParetobitError
+from paretobit.planfile import SELF, Plan
 from paretobit.verbs.quantize import SCHEMES
 from paretobit.verbs.verb import Option, Verb
 
@@ -56,9 +57,9 @@ def plan(
     out: Annotated[str | None, Option("Write the plan of --fit to this file (JSON).", "-o")] = None,
     schemes: Annotated[str, Option("What matrices may choose from.")] = SCHEMES,
     free: Annotated[bool, Option("Let every matrix choose by itself: q, k, v and gate, up apart.")] = False,
-    calib: Annotated[str, Option("Calibration text: FILE.txt, FILE.jsonl, or self (the model writes it).")] = "self",
-    tokens: Annotated[int, Option("Calibration tokens.")] = 32768,
-    seed: Annotated[int, Option("Seed of the calibration text that the model writes.")] = 0,
+    calib: Annotated[str | None, Option("Calibration text: FILE.txt, FILE.jsonl, or self: the model's own.")] = None,
+    tokens: Annotated[int | None, Option("Calibration tokens (default: 32768).")] = None,
+    seed: Annotated[int | None, Option("Seed of the text that the model writes (default: 0).")] = None,
     device: Annotated[str | None, Option("cpu or cuda (default: cuda where there is one).")] = None,
 ) -> Frontier:
     """Predict how close MODEL stays to itself at every size, from what each of its tensors costs on each scheme.
@@ -75,15 +76,19 @@ def plan(
     solver_or_hint("plan")
     from paretobit.compress.apply import Job
     from paretobit.compress.world import pick_device
-    from paretobit.verbs.planning import fitting
-    from paretobit.verbs.quantize import planner_for
+    from paretobit.verbs.planning import fitting, planner_for
+    from paretobit.verbs.quantize import settled
 
     if out is not None and not fit:
         raise ParetobitError("-o writes one plan, and there is one for every size", hint="add --fit 60MB, or 87%")
-    source = open_model(model)
-    used = pick_device(device)
-    chooser, corpus = planner_for(source, schemes, free, lambda plan: Job(source, plan, None, device=used),
-                                  (calib, tokens, seed))  # fmt: skip
+    source, used = open_model(model), pick_device(device)
+    settings = settled(None, calib, tokens, seed, None, None, None)
+
+    def job_of(plan: Plan) -> Job:
+        return Job(source, replace(plan, settings=settings), None, device=used)
+
+    text = calib or SELF, settings.tokens, settings.seed
+    chooser, corpus = planner_for(source, schemes, free, job_of, text)
     if fit:
         made = fitting(chooser, parse_fit(fit, source.bits16, source.bits16 // 2), fit)
         if out is not None:

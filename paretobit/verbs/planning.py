@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paretobit.artifact import exact_bf16, packed_size
-from paretobit.budget import BYTES, Budget
+from paretobit.budget import BYTES, Budget, parse_fit
 from paretobit.errors import ParetobitError
 from paretobit.planfile import ROTATE, Layer, Plan, taps
 from paretobit.progress import say
@@ -25,6 +25,7 @@ from paretobit.work import Work, cache_folder, disk_errors
 
 if TYPE_CHECKING:
     from paretobit.checkpoint.base import Checkpoint
+    from paretobit.compress.apply import Job
     from paretobit.compress.corpus import Corpus
     from paretobit.compress.units import Units
     from paretobit.costs import Costs
@@ -35,7 +36,7 @@ AGREES = 0.05  # measured and predicted divergence as close as this: no more to 
 ROUNDS = 4
 DOUBT = 0.03  # how fast measurements pull a scheme's factor away from 1
 
-Manifest = Callable[[Plan], Mapping[str, object]]
+Completed = Callable[[Plan], tuple[Plan, Mapping[str, object]]]
 
 
 class Table:
@@ -97,11 +98,11 @@ class Chosen:
 
 
 class Planner:
-    """Chooses from a table. free: every matrix by itself, not all that read one tap alike; manifest: what the packed
-    model will say of itself, as it counts as size."""
+    """Chooses from a table. free: every matrix by itself, not all that read one tap alike; completed: a plan with its
+    settings, and what the packed model will say of itself, as both count as size."""
 
-    def __init__(self, table: Table, manifest: Manifest, free: bool = False) -> None:
-        self.table, self.source, self.manifest = table, table.source, manifest
+    def __init__(self, table: Table, completed: Completed, free: bool = False) -> None:
+        self.table, self.source, self.completed = table, table.source, completed
         self.members = self._members(free)
         self.factors = np.ones(len(table.schemes))
 
@@ -133,8 +134,8 @@ class Planner:
         while True:
             found = solve(groups, limits, minimize, {BYTES: spent})
             schemes = {name: found.picked[group] for group, names in self.members.items() for name in names}
-            plan = self._plan(schemes, found.totals.get(COST, 0.0), limits)
-            size = packed_size(self.source, plan, self.manifest(plan), self._exact)
+            plan, manifest = self.completed(self._plan(schemes, found.totals.get(COST, 0.0), limits))
+            size = packed_size(self.source, plan, manifest, self._exact)
             if size <= limits.get(BYTES, size):
                 return Chosen(schemes, plan, found.totals.get(COST, 0.0), size, found.gap)
             spent += max(1.0, size - limits[BYTES])
@@ -258,3 +259,49 @@ def fitting(planner: Planner, budget: Budget, wishes: Sequence[str]) -> Chosen:
             f"{asked} cannot be met: the smallest {planner.source.name} has {human(least.size)} ({least.size} bytes)",
             hint=f"--fit {-(-least.size // 1000) + 1}kB, or smaller schemes among --schemes",
         ) from None
+
+
+def check_alone(
+    to: str | None, plan: str | None, method: str | None, embed: str | None, options: Mapping, stats: str | None,
+    shard: str | None, processes: int,
+) -> None:  # fmt: skip
+    """Raise on what excludes --fit, which decides schemes and methods itself."""
+    given = {"--to": to, "--plan": plan, "--method": method, "--embed": embed, "--set": options, "--stats": stats}
+    for name, value in {**given, "--shard": shard}.items():
+        if value:
+            raise ParetobitError(f"--fit and {name} exclude each other", hint="leave one of the two out")
+    if processes > 1:
+        raise ParetobitError(
+            "--fit plans in one process", hint="paretobit plan MODEL --fit … -o plan.json, then torchrun with --plan"
+        )
+
+
+def best_fit(
+    source: Checkpoint, fit: Sequence[str], schemes: str, free: bool, job_of: Callable[[Plan], Job],
+    text: tuple[str, int, int],
+) -> Plan:  # fmt: skip
+    """The plan that meets the wishes best; see `planner_for`."""
+    from paretobit.verbs.needs import solver_or_hint
+
+    solver_or_hint("--fit")
+    budget = parse_fit(fit, source.bits16, source.bits16 // 2)
+    return fitting(planner_for(source, schemes, free, job_of, text)[0], budget, fit).plan
+
+
+def planner_for(
+    source: Checkpoint, schemes: str, free: bool, job_of: Callable[[Plan], Job], text: tuple[str, int, int]
+) -> tuple[Planner, Corpus]:
+    """What chooses among `schemes`, and the text it measured them on. job_of: what will carry a plan out; text:
+    --calib, --tokens and --seed."""
+    from paretobit.compress.corpus import gather
+    from paretobit.verbs.quantize import describe_job, describe_model
+
+    names, device = [str(parse(scheme)) for scheme in schemes.split(",")], job_of(Plan(source.hash, {})).device
+    corpus = gather(source, *text, device)
+
+    def completed(plan: Plan) -> tuple[Plan, Mapping[str, object]]:
+        job = job_of(plan)
+        job.windows = corpus.ids
+        return job.plan, describe_model(job, describe_job(job, corpus.record), corpus.record, [])
+
+    return Planner(Table(source, corpus, names, device), completed, free), corpus

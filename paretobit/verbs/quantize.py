@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from paretobit.errors import ParetobitError
+from paretobit.planfile import FULL, INPUTS, SELF, SEQUENTIAL, STATS, Settings
 from paretobit.progress import say
 from paretobit.scheme import FLOATS
 from paretobit.verbs.verb import Option, Verb
@@ -17,13 +18,10 @@ from paretobit.verbs.verb import Option, Verb
 if TYPE_CHECKING:
     from paretobit.checkpoint.base import Checkpoint
     from paretobit.compress.apply import Job
-    from paretobit.compress.corpus import Corpus
     from paretobit.planfile import Plan
     from paretobit.scheme import Grid
-    from paretobit.verbs.planning import Planner
 
 
-SEQUENTIAL, FULL = INPUTS = ("sequential", "full")
 SCHEMES = "w1t,w2t,w3t,w4t,w5,w6,w8"
 
 
@@ -53,19 +51,16 @@ def quantize(
     fit: Annotated[tuple[str, ...], Option("Or what you can afford: 60MB, 87% (less than 16 bits), 2.5bpw.")] = (),
     schemes: Annotated[str, Option("What --fit may choose from.")] = SCHEMES,
     free: Annotated[bool, Option("Let --fit choose for every matrix by itself: q, k, v and gate, up apart.")] = False,
-    calib: Annotated[str, Option("Calibration text: FILE.txt, FILE.jsonl, or self (the model writes it).")] = "self",
-    tokens: Annotated[int, Option("Calibration tokens.")] = 32768,
-    seed: Annotated[int, Option("Seed of the calibration text that the model writes.")] = 0,
+    calib: Annotated[str | None, Option("Calibration text: FILE.txt, FILE.jsonl, or self: the model's own.")] = None,
+    tokens: Annotated[int | None, Option("Calibration tokens (default: 32768).")] = None,
+    seed: Annotated[int | None, Option("Seed of the text that the model writes (default: 0).")] = None,
     set: Annotated[tuple[str, ...], Option("A method's parameter: --set gptq.damp=0.02.")] = (),
     inputs: Annotated[
         str | None, Option("What calibration sees: sequential (blocks as rounded so far, the default) or full.")
     ] = None,
     stats: Annotated[str | None, Option("Statistics folder to use (from --shard and merge).")] = None,
     shard: Annotated[str | None, Option("i/N: write only the statistics of every N-th window from i on.")] = None,
-    recover: Annotated[
-        bool | None,
-        Option("Train scales and norms afterwards (default: on a trellis of 3 bits and below, not with --stats)."),
-    ] = None,
+    recover: Annotated[bool | None, Option("Train scales and norms too (default: on a trellis to 3 bits).")] = None,
     device: Annotated[str | None, Option("cpu or cuda (default: cuda where there is one).")] = None,
     overwrite: Annotated[bool, Option("Replace what an earlier command left at -o.")] = False,
 ) -> Fit:
@@ -80,26 +75,45 @@ def quantize(
     from paretobit.compress.apply import Job
     from paretobit.compress.world import join, pick_device
 
-    source, options, world = open_model(model), parse_set(set), join()
+    source, options, world, used = open_model(model), parse_set(set), join(), pick_device(device)
     check_together(inputs, stats, shard, recover)
-    sequential, used = inputs != FULL and stats is None, pick_device(device)
+    decided = None if fit else decide(source, to, method, embed, plan, options)
+    settings = settled(decided.settings if decided else None, calib, tokens, seed, inputs, recover, stats)
+    text = calib or SELF, settings.tokens, settings.seed
 
     def job_of(plan: Plan) -> Job:
-        return Job(source, plan, None, sequential, None, recover, device=used, world=world)
+        sequential, plan = settings.inputs == SEQUENTIAL, replace(plan, settings=settings)
+        return Job(source, plan, None, sequential, None, settings.recover, device=used, world=world)
 
-    if fit:
+    if decided is None:
+        from paretobit.verbs.planning import best_fit, check_alone
+
         check_alone(to, plan, method, embed, options, stats, shard, world.size)
-        decided = best_fit(source, fit, schemes, free, job_of, (calib, tokens, seed))
-    else:
-        decided = decide(source, to, method, embed, plan, options)
+        decided = best_fit(source, fit, schemes, free, job_of, text)
     warn_of_ruin(decided)
     if shard is not None:
         from paretobit.verbs.shards import collect_shard
 
-        return collect_shard(source, Path(out), shard, calib, tokens, seed, device, overwrite)
+        return collect_shard(source, Path(out), shard, *text, used, overwrite)
     job = job_of(decided)
-    calibration = prepare_calibration(job, calib, tokens, seed, stats)
+    calibration = prepare_calibration(job, *text, stats)
     return run(job, Path(out), calibration, unasked(decided, to, method, embed), overwrite)
+
+
+def settled(
+    plans: Settings | None, calib: str | None, tokens: int | None, seed: int | None, inputs: str | None,
+    recover: bool | None, stats: str | None,
+) -> Settings:  # fmt: skip
+    """What was asked for, else what a replayed plan says, else the defaults. Raises where the plan's text is a file
+    that nobody has named."""
+    found = plans or Settings()
+    if calib is None and stats is None and found.calib != SELF:
+        what, option = ("statistics", "--stats FOLDER") if found.calib == STATS else (found.calib, "--calib FILE")
+        raise ParetobitError(f"the plan was made with {what}", hint=f"add {option} to replay it with the same")
+    name = STATS if stats else SELF if calib in (None, SELF) else Path(calib or "").name
+    given = {"tokens": tokens, "seed": seed, "inputs": FULL if stats else inputs, "recover": recover}
+    given = {key: value for key, value in given.items() if value is not None}
+    return replace(found, calib=name if name.isprintable() else "text", **given)  # type: ignore[arg-type]
 
 
 def check_together(inputs: str | None, stats: str | None, shard: str | None, recover: bool | None) -> None:
@@ -116,56 +130,6 @@ def check_together(inputs: str | None, stats: str | None, shard: str | None, rec
         raise ParetobitError("--shard collects statistics, nothing is recovered", hint="leave --recover out")
     if shard is not None and stats is not None:
         raise ParetobitError("--shard collects statistics, --stats uses them", hint="give one of the two")
-
-
-def check_alone(
-    to: str | None, plan: str | None, method: str | None, embed: str | None, options: Mapping, stats: str | None,
-    shard: str | None, processes: int,
-) -> None:  # fmt: skip
-    """Raise on what excludes --fit, which decides schemes and methods itself."""
-    given = {"--to": to, "--plan": plan, "--method": method, "--embed": embed, "--set": options, "--stats": stats}
-    for name, value in {**given, "--shard": shard}.items():
-        if value:
-            raise ParetobitError(f"--fit and {name} exclude each other", hint="leave one of the two out")
-    if processes > 1:
-        raise ParetobitError(
-            "--fit plans in one process", hint="paretobit plan MODEL --fit … -o plan.json, then torchrun with --plan"
-        )
-
-
-def best_fit(
-    source: Checkpoint, fit: Sequence[str], schemes: str, free: bool, job_of: Callable[[Plan], Job],
-    text: tuple[str, int, int],
-) -> Plan:  # fmt: skip
-    """The plan that meets the wishes best; see `planner_for`."""
-    from paretobit.budget import parse_fit
-    from paretobit.verbs.needs import solver_or_hint
-    from paretobit.verbs.planning import fitting
-
-    solver_or_hint("--fit")
-    budget = parse_fit(fit, source.bits16, source.bits16 // 2)
-    return fitting(planner_for(source, schemes, free, job_of, text)[0], budget, fit).plan
-
-
-def planner_for(
-    source: Checkpoint, schemes: str, free: bool, job_of: Callable[[Plan], Job], text: tuple[str, int, int]
-) -> tuple[Planner, Corpus]:
-    """What chooses among `schemes`, and the text it measured them on. job_of: what will carry a plan out; text:
-    --calib, --tokens and --seed."""
-    from paretobit.compress.corpus import gather
-    from paretobit.planfile import Plan
-    from paretobit.scheme import parse
-    from paretobit.verbs.planning import Planner, Table
-
-    names, device = [str(parse(scheme)) for scheme in schemes.split(",")], job_of(Plan(source.hash, {})).device
-    corpus = gather(source, *text, device)
-
-    def manifest(plan: Plan) -> dict[str, object]:
-        job = job_of(plan)
-        job.windows = corpus.ids
-        return describe_model(job, describe_job(job, corpus.record), corpus.record, [])
-
-    return Planner(Table(source, corpus, names, device), manifest, free), corpus
 
 
 def parse_set(pairs: tuple[str, ...] | Mapping[str, object]) -> dict[str, dict[str, object]]:
@@ -333,6 +297,8 @@ def prepare_calibration(job: Job, calib: str, tokens: int, seed: int, stats: str
     if job.stats is not None and any(layer.params.get("guided") for layer in job.plan.layers.values()):
         raise ParetobitError("guided rounding needs text, and --stats holds none", hint="leave one of the two out")
     if not job.needs(job.plan.layers) and not job.recover:
+        # Nothing reads text: no setting of it makes another result.
+        job.plan = replace(job.plan, settings=Settings(inputs=job.plan.settings.inputs, recover=job.recover))
         return {"source": "none"}
     if job.stats is not None:
         # Sums of other shards differ in their last bits.

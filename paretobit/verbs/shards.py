@@ -21,25 +21,24 @@ def collect_shard(
     calib: str,
     tokens: int,
     seed: int,
-    device: str | None,
+    device: str,
     overwrite: bool,
 ) -> Fit:
     """The full-precision model's statistics over one shard of the calibration text, as a folder."""
     from paretobit import __version__
     from paretobit.compress import statsfile
     from paretobit.compress.corpus import gather
-    from paretobit.compress.world import pick_device
     from paretobit.work import MANIFEST, Work, write_atomically
 
     started = time.monotonic()
     index, of = parse_shard(shard)
-    corpus = gather(source, calib, tokens, seed, pick_device(device))
+    corpus = gather(source, calib, tokens, seed, device)
     fingerprint = {"model": source.hash, "calibration": corpus.record, "shard": shard, "version": __version__}
     work = Work(out, statsfile.KIND, fingerprint)
     if not work.finished(overwrite):
         part = corpus.shard(index, of)
         with work.open(overwrite):
-            files = statsfile.collect(source, part, work, pick_device(device))
+            files = statsfile.collect(source, part, work, device)
             manifest = {
                 "kind": statsfile.KIND, "fingerprint": fingerprint, "model": source.hash, "calibration": corpus.record,
                 "config": source.config, "shards": [index], "of": of, "tokens": int(part.size),

@@ -78,11 +78,34 @@ def test_the_plan_is_the_one_that_quantize_takes_and_replays_to_the_same_bytes(
     file = tmp_path / "plan.json"
     shown = plan(str(model), fit=("50kB",), out=str(file), calib=str(text), **TEXT)
     quantize(str(model), fit=("50kB",), calib=str(text), out=str(tmp_path / "a"), **TEXT)
-    quantize(str(model), plan=str(file), calib=str(text), out=str(tmp_path / "b"), **TEXT)
+    quantize(str(model), plan=str(file), calib=str(text), out=str(tmp_path / "b"))  # its tokens stand in the plan
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert read_plan(file.read_bytes(), "plan.json") == Artifact(tmp_path / "a").plan
     assert shown.rows[0].size_bytes == Artifact(tmp_path / "a").size_bytes
     assert shown.rows[0].measured is not None
+
+
+def test_a_plan_made_with_a_text_asks_for_it(
+    command: Command, model: Path, text: Path, tmp_path: Path, frontier: Frontier
+) -> None:
+    file = tmp_path / "plan.json"
+    plan(str(model), fit=("50kB",), out=str(file), calib=str(text), **TEXT)
+    error = command("quantize", model, "--plan", file, "-o", tmp_path / "out").error
+    assert "the plan was made with calibration.txt; hint: add --calib FILE" in error
+
+
+def test_what_was_asked_beside_a_scheme_stands_in_the_plan(model: Path, text: Path, tmp_path: Path) -> None:
+    """A packed model's own plan.json replays to its bytes without a word about text, inputs or recovery."""
+    asked = {"to": "w3t", "tokens": 1024, "seed": 3, "inputs": "full", "recover": False}
+    quantize(str(model), out=str(tmp_path / "a"), **asked)
+    again = str(tmp_path / "a/plan.json")
+    quantize(str(model), plan=again, out=str(tmp_path / "b"))
+    made = contents(tmp_path / "a")
+    replayed = contents(tmp_path / "b")
+    assert made["model.safetensors"] == replayed["model.safetensors"]
+    assert made["plan.json"] == replayed["plan.json"]
+    quantize(str(model), plan=again, seed=4, out=str(tmp_path / "c"))
+    assert contents(tmp_path / "c")["model.safetensors"] != made["model.safetensors"]
 
 
 def test_more_bytes_are_never_worse(frontier: Frontier, model: Path, text: Path) -> None:
