@@ -185,6 +185,9 @@ Point = Ours | Llama | Peer
 
 AFFINE = ("w8g64", "w6g64", "w5g64", "w4g64", "w4g128", "w3g64", "w3g128", "w2g64", "w2g32")
 TRELLIS = ("w4t", "w3t", "w2t", "w1t")
+# The embedding as narrow as the blocks, and two steps wider: beside the default these are what one can ask for by hand.
+EMBEDS = (("w2t", "w2t"), ("w2t", "w3t"), ("w3t", "w3t"), ("w3t", "w5"), ("w4t", "w6"))
+WISHES = ("2bpw", "2.25bpw", "2.454bpw", "2.75bpw", "3.03bpw", "3.243bpw", "3.6bpw", "4.032bpw", "4.243bpw")
 OURS: tuple[Point, ...] = (
     *(Ours(scheme, method) for method in ("rtn", "gptq") for scheme in AFFINE),
     Ours("w4g32", "gptq"),
@@ -194,6 +197,8 @@ OURS: tuple[Point, ...] = (
     Ours("w3t", "trellis", mix=(("k_proj", "w4t"), ("v_proj", "w4t"))),
     Ours("w3t", "trellis", mix=(("gate_proj", "w2t"), ("up_proj", "w2t"))),
     Ours("w2t", "trellis", mix=(("v_proj", "w3t"),)),
+    *(Ours(scheme, "trellis", {"embed": embed}) for scheme, embed in EMBEDS),
+    *(Ours("plan", "planned", {"fit": (wish,)}, f"--fit {wish}") for wish in WISHES),
 )
 # Rows of neither demo model divide by 256, so most types leave the embedding at 8 bits or so; IQ4_NL is the smallest
 # type with groups of 32, what somebody who wants a small file asks for.

@@ -14,7 +14,7 @@ PEERS = (LLAMA, *LIBRARIES)
 BASELINES = ("rtn", "gptq", *PEERS)
 FRONTIER_BITS = 4.5  # below it, no baseline may lie on the frontier
 SMALLER, SPARED = 0.8, ("Q4_K_M",)  # of the bytes of each of llama.cpp's types but these
-COLOURS = {"rtn": "#9a9a9a", "gptq": "#4477aa", LLAMA: "#cc6633", "trellis": "#228833"}
+COLOURS = {"rtn": "#9a9a9a", "gptq": "#4477aa", LLAMA: "#cc6633", "trellis": "#228833", "planned": "#66ccee"}
 COLOURS |= {"llm-compressor": "#882255", "AutoRound": "#ddaa33"}
 
 

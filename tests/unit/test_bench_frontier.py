@@ -168,7 +168,7 @@ def test_source_grids() -> None:
 def test_names_are_unique() -> None:
     names = [point.name for point in frontier_points.points(None)]
     assert len(names) == len(set(names))
-    assert {p.family for p in frontier_points.points("ours")} == {"rtn", "gptq", "trellis"}
+    assert {p.family for p in frontier_points.points("ours")} == {"rtn", "gptq", "trellis", "planned"}
     assert {p.family for p in frontier_points.points("llama.cpp")} == {"llama.cpp"}
 
 
