@@ -22,15 +22,16 @@ BITS = (1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 2.75, 3.0, 3.25, 3.5, 3.75, 4.0, 4.25, 
 
 @dataclass(frozen=True)
 class Row:
-    """One plan. kl_divergence, stderr: predicted, nats a token; measured: of a mixture of tensors rounded one by one,
-    None where nobody looked; gap: of the solver, as a share; weights: by scheme, the share of all matrices' weights;
-    embedding: its scheme."""
+    """One plan. kl_divergence, stderr: expected of the packed model, nats a token; mixture, mixture_measured: of its
+    tensors rounded one by one, from the table and as measured, None where nobody looked; gap: of the solver, a share;
+    weights: by scheme, the share of all matrices' weights; embedding: its scheme."""
 
     size_bytes: int
     bits_per_weight: float
     kl_divergence: float
     stderr: float | None
-    measured: float | None
+    mixture: float
+    mixture_measured: float | None
     gap: float
     weights: Mapping[str, float]
     embedding: str
@@ -124,11 +125,14 @@ def row_of(planner: Planner, found: Chosen) -> Row:
     for name, scheme in found.schemes.items():
         weights[scheme] += shapes[name][0] * shapes[name][1]
     total = sum(weights.values())
-    stderr = planner.table.costs.predicted(found.schemes)[1]
+    mean, spread = planner.table.costs.predicted(found.schemes)
+    stderr = None if spread is None else found.predicted * spread / mean
     shares = {scheme: weights[scheme] / total for scheme in planner.table.schemes if weights[scheme]}
     bits = 8 * found.size / parameters
     measured = None if math.isnan(found.measured) else found.measured
-    return Row(found.size, bits, found.predicted, stderr, measured, found.gap, shares, found.schemes[EMBED])
+    return Row(
+        found.size, bits, found.predicted, stderr, found.mixture, measured, found.gap, shares, found.schemes[EMBED]
+    )
 
 
 def show(result: Frontier) -> Any:
@@ -138,15 +142,14 @@ def show(result: Frontier) -> Any:
     from paretobit.sizes import human
 
     table = Table(box=None, header_style="bold")
-    for column in ("size", "less", "bits a weight", "KL predicted", "measured", "embedding", "weights by scheme"):
+    for column in ("size", "less", "bits a weight", "KL expected", "embedding", "weights by scheme"):
         table.add_column(column, justify="left" if column.startswith("weights") else "right")
     for row in result.rows:
         error = "" if row.stderr is None else f" ± {row.stderr:.4f}"
         shares = ", ".join(f"{scheme} {share:.0%}" for scheme, share in row.weights.items() if share >= 0.005)
         table.add_row(
             human(row.size_bytes), f"{1 - row.size_bytes / result.bytes_16bit:.1%}", f"{row.bits_per_weight:.3f}",
-            f"{row.kl_divergence:.4f}{error}", "" if row.measured is None else f"{row.measured:.4f}", row.embedding,
-            shares,
+            f"{row.kl_divergence:.4f}{error}", row.embedding, shares,
         )  # fmt: skip
     first = f"{result.model}: {human(result.bytes_16bit)} in 16 bits; calibrated on {result.calibration}"
     if result.plan is not None:

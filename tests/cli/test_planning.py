@@ -82,7 +82,7 @@ def test_the_plan_is_the_one_that_quantize_takes_and_replays_to_the_same_bytes(
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert read_plan(file.read_bytes(), "plan.json") == Artifact(tmp_path / "a").plan
     assert shown.rows[0].size_bytes == Artifact(tmp_path / "a").size_bytes
-    assert shown.rows[0].measured is not None
+    assert shown.rows[0].mixture_measured is not None
 
 
 def test_a_plan_made_with_a_text_asks_for_it(
