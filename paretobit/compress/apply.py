@@ -130,7 +130,8 @@ def round_all(parts: Sequence[Part]) -> list[list[Path]]:
         assert job.windows is not None
         path = work.path(f"guide.r{job.world.rank}.safetensors")
         guided = guide.get(path, decoder, job.windows, job.world)
-    with torch.inference_mode(), progress(f"quantizing {job.source.name}", arch.layers + 1) as advance:
+    what = f"quantizing {job.source.name}" if len(parts) == 1 else f"rounding {job.source.name} {len(parts)} ways"
+    with torch.inference_mode(), progress(what, arch.layers + 1) as advance:
         missing = (i for i in range(arch.layers) if not all(part.unit(i).exists() for part in parts))
         walk, first = None, job.world.least(next(missing, arch.layers))
         if streams:

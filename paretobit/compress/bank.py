@@ -20,7 +20,9 @@ from paretobit.compress.apply import Job, Part
 from paretobit.compress.corpus import Corpus
 from paretobit.compress.units import Units
 from paretobit.planfile import ROTATE, Plan, uniform
+from paretobit.progress import say
 from paretobit.scheme import parse
+from paretobit.sizes import human, tensor_bytes
 from paretobit.work import MANIFEST, Work, write_atomically
 
 KIND = "bank"
@@ -46,6 +48,11 @@ def get(source: Checkpoint, schemes: Sequence[str], corpus: Corpus, out: Path, d
     work = Work(out, KIND, fingerprint)
     plans = {scheme: uniform_plan(source, scheme) for scheme in schemes}
     if not work.finished(overwrite=True):
+        shapes = source.arch.shapes()
+        nbytes = sum(
+            tensor_bytes(layer.scheme, shapes[n]) for plan in plans.values() for n, layer in plan.layers.items()
+        )
+        say(f"{source.name} on {', '.join(schemes)}: {human(nbytes)} of disk, kept in {out}")
         with work.open(overwrite=True):
             parts = [
                 Part(Job(source, plan, corpus.ids, sequential=False, device=device), work, f"{scheme}-")

@@ -320,7 +320,8 @@ def describe_job(job: Job, calibration: Mapping[str, object]) -> dict[str, objec
         "format": FORMAT,
         "model": job.source.hash,
         "config": sha256(json.dumps(job.source.config, sort_keys=True).encode()).hexdigest(),
-        "plan": sha256(job.plan.to_json().encode()).hexdigest(),
+        # Its settings have lines of their own here.
+        "plan": sha256(replace(job.plan, settings=Settings()).to_json().encode()).hexdigest(),
         "calibration": dict(calibration),
         "inputs": SEQUENTIAL if job.sequential else FULL,
         "recovery": asdict(job.recipe) if job.recovers else None,

@@ -110,7 +110,7 @@ def test_what_was_asked_beside_a_scheme_stands_in_the_plan(model: Path, text: Pa
 
 def test_more_bytes_are_never_worse(frontier: Frontier, model: Path, text: Path) -> None:
     measured = [
-        plan(str(model), fit=(f"{kilobytes}kB",), calib=str(text), **TEXT).rows[0].measured
+        plan(str(model), fit=(f"{kilobytes}kB",), calib=str(text), **TEXT).rows[0].mixture_measured
         for kilobytes in (36, 48, 64)
     ]
     assert measured == sorted(measured, reverse=True)  # type: ignore[type-var]
