@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from paretobit.arch import resolve
 from paretobit.arch.spec import EMBED, HEAD
 from paretobit.errors import ParetobitError
-from paretobit.planfile import Layer, Plan, check_covers, matrices, read_plan, uniform
+from paretobit.planfile import Layer, Plan, Settings, check_covers, matrices, read_plan, uniform
 from paretobit.scheme import parse
 from tests.checkpoints import tiny_config
 
@@ -54,6 +54,14 @@ numbers = st.dictionaries(st.text(max_size=5), st.floats(-1e9, 1e9), max_size=3)
         budget=st.one_of(st.none(), numbers.filter(bool)),
         hardware=st.one_of(st.none(), st.just("cafe")),
         predicted=numbers,
+        settings=st.builds(
+            Settings,
+            calib=st.sampled_from(["self", "stats", "a text.jsonl"]),
+            tokens=st.integers(1, 1 << 40),
+            seed=st.integers(0, 1 << 40),
+            inputs=st.sampled_from(["sequential", "full"]),
+            recover=st.sampled_from([None, True, False]),
+        ),
     )
 )
 def test_a_plan_comes_back_from_its_json(plan: Plan) -> None:
@@ -133,6 +141,17 @@ BAD: dict[str, Callable[[], object]] = {
     "a prediction of nested objects": lambda: changed(predicted={"kl": {}}),
     "a prediction that is not finite": lambda: changed(predicted={"kl": float("inf")}),
     "hardware that is an object": lambda: changed(hardware={}),
+    "settings in a list": lambda: changed(settings=[]),
+    "an unknown setting": lambda: changed(settings={"threads": 2}),
+    "a text without a name": lambda: changed(settings={"calib": ""}),
+    "a text whose name is a flood": lambda: changed(settings={"calib": "c" * 100_000}),
+    "a text with a line break in its name": lambda: changed(settings={"calib": "a\nb"}),
+    "no tokens": lambda: changed(settings={"tokens": 0}),
+    "tokens that are true": lambda: changed(settings={"tokens": True}),
+    "a seed of text that is a fraction": lambda: changed(settings={"seed": 0.5}),
+    "inputs that there are not": lambda: changed(settings={"inputs": "half"}),
+    "inputs in a list": lambda: changed(settings={"inputs": []}),
+    "a recovery that is a number": lambda: changed(settings={"recover": 1}),
 }
 
 
@@ -156,3 +175,9 @@ def test_a_plan_for_another_model_names_the_first_difference() -> None:
     larger = uniform(UNTIED, "hash", "w3", None, ("rtn", "rtn", "rtn"), {})
     with pytest.raises(ParetobitError, match=f"{HEAD} is unknown to the model but stands in plan.json.*hint:"):
         check_covers(larger, ARCH, "plan.json")
+
+
+def test_a_plan_without_settings_was_made_with_the_defaults() -> None:
+    facts = good()
+    del facts["settings"]
+    assert read_plan(json.dumps(facts), "plan.json").settings == Settings()
