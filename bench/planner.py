@@ -62,7 +62,7 @@ def random_mixtures(planner: Planner, count: int) -> Iterator[tuple[str, dict[st
 
 
 def chosen(planner: Planner) -> Iterator[tuple[str, dict[str, str]]]:
-    parameters = planner.source.bits16 // 2
+    parameters = planner.source.parameters
     for bits in CHOSEN_BITS:
         yield f"--fit {bits}bpw", dict(planner.choose({BYTES: bits * parameters / 8}).schemes)
 

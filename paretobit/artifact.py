@@ -162,10 +162,6 @@ class Artifact(Checkpoint):
         return sum(file.stat().st_size for file in files) - self.size_bytes
 
     @property
-    def parameters(self) -> int:
-        return sum(math.prod(shape) for shape in self._shapes.values())
-
-    @property
     def bits_per_weight(self) -> float:
         return 8 * self.size_bytes / self.parameters
 

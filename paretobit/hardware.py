@@ -24,7 +24,7 @@ from paretobit.work import cache_folder, disk_errors, parse_json, read_bytes, wr
 
 __all__ = [
     "Cache", "Hardware", "Speeds", "caches", "cores", "cpu_name", "describe", "isa", "load_profile", "memory_available",
-    "memory_limit", "profile_path", "save_profile",
+    "memory_limit", "profile_path", "save_profile", "text_of",
 ]  # fmt: skip
 
 ROOT = Path("/")  # of /proc and /sys; tests give a made-up tree
@@ -94,7 +94,7 @@ def cores(root: Path = ROOT) -> int:
     """Physical cores this process may keep busy: those it may run on, at most the cgroup's quota, at least 1."""
     usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     topology = root / "sys/devices/system/cpu"
-    siblings = {_text(topology / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in usable}
+    siblings = {text_of(topology / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in usable}
     quota = _cpu_quota(root)
     return max(1, min(len(siblings), len(siblings) if quota is None else int(quota)))
 
@@ -111,7 +111,7 @@ def memory_available(root: Path = ROOT) -> int:
 
 def cpu_name(root: Path = ROOT) -> str:
     """The processor's own name, or the architecture where it gives none."""
-    for line in _text(root / "proc/cpuinfo").splitlines():
+    for line in text_of(root / "proc/cpuinfo").splitlines():
         if line.startswith(("model name", "Model")):
             return line.split(":", 1)[-1].strip()
     return platform.machine()
@@ -121,11 +121,11 @@ def caches(root: Path = ROOT) -> tuple[Cache, ...]:
     """The first processor's data caches, smallest level first; empty where the system does not tell."""
     found = []
     for folder in (root / "sys/devices/system/cpu/cpu0/cache").glob("index[0-9]*"):
-        level, kind, size = (_text(folder / name) for name in ("level", "type", "size"))
+        level, kind, size = (text_of(folder / name) for name in ("level", "type", "size"))
         match = re.fullmatch(r"([0-9]{1,12})([KMG]?)", size)
         if match and level.isdecimal() and kind in ("Data", "Unified"):
             nbytes = int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]]
-            found.append(Cache(int(level), kind.lower(), nbytes, _cpus(_text(folder / "shared_cpu_list"))))
+            found.append(Cache(int(level), kind.lower(), nbytes, _cpus(text_of(folder / "shared_cpu_list"))))
     return tuple(sorted(found, key=lambda cache: cache.level))
 
 
@@ -260,11 +260,11 @@ def _cpu_quota(root: Path) -> float | None:
     """Cores' worth of time the cgroups grant, None without a limit. cpu.max: "<microseconds|max> <period>"."""
     quotas = []
     for folder in _groups(root, ""):
-        quota, _, period = _text(folder / "cpu.max").partition(" ")
+        quota, _, period = text_of(folder / "cpu.max").partition(" ")
         if quota.isdigit() and period.isdigit():
             quotas.append(int(quota) / int(period))
     for folder in _groups(root, "cpu"):  # version 1: -1 means no limit
-        quota, period = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
+        quota, period = text_of(folder / "cpu.cfs_quota_us"), text_of(folder / "cpu.cfs_period_us")
         if quota.isdigit() and period.isdigit():
             quotas.append(int(quota) / int(period))
     return min(quotas, default=None)
@@ -282,16 +282,18 @@ def _memory_groups(root: Path) -> list[tuple[int, int]]:
     found = []
     for controller, limit_file, usage_file in files:
         for folder in _groups(root, controller):
-            limit, usage = _text(folder / limit_file), _text(folder / usage_file)
+            limit, usage = text_of(folder / limit_file), text_of(folder / usage_file)
             if limit.isdigit() and usage.isdigit():
-                stat = dict(line.split() for line in _text(folder / "memory.stat").splitlines() if line.count(" ") == 1)
+                stat = dict(
+                    line.split() for line in text_of(folder / "memory.stat").splitlines() if line.count(" ") == 1
+                )
                 found.append((int(limit), int(usage) - int(stat.get("inactive_file", "0"))))
     return found
 
 
 def _groups(root: Path, controller: str) -> list[Path]:
     """Folders of this process's cgroup and its parents. controller: "" is version 2, a name version 1."""
-    for line in _text(root / "proc/self/cgroup").splitlines():
+    for line in text_of(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         names, _, path = rest.partition(":")
         if controller in names.split(","):
@@ -302,13 +304,14 @@ def _groups(root: Path, controller: str) -> list[Path]:
 
 
 def _meminfo(root: Path, field: str) -> int:
-    for line in _text(root / "proc/meminfo").splitlines():
+    for line in text_of(root / "proc/meminfo").splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """What a small file of the system's says, stripped; empty where it says nothing."""
     try:
         return path.read_text().strip()
     except OSError:

@@ -70,9 +70,14 @@ class Checkpoint(ABC):
         return self.arch.shapes()
 
     @property
+    def parameters(self) -> int:
+        """Values in all tensors, a tied matrix counted once."""
+        return sum(math.prod(shape) for shape in self._shapes.values())
+
+    @property
     def bits16(self) -> int:
         """Bytes of the model at 16 bits a parameter, the yardstick of every saving."""
-        return 2 * sum(math.prod(shape) for shape in self._shapes.values())
+        return 2 * self.parameters
 
 
 def hash_files(paths: Iterable[Path]) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from paretobit.artifact import stored_rows
 from paretobit.checkpoint.base import Checkpoint
 from paretobit.compress.basis import basis_of, restored
-from paretobit.planfile import Plan
+from paretobit.planfile import Plan, taps
 from paretobit.scheme import FLOATS
 from paretobit.tensorfile import SafetensorsFile
 
@@ -23,8 +23,7 @@ class Units:
     def __init__(self, source: Checkpoint, plan: Plan, files: Sequence[Path]) -> None:
         self.source, self.plan, self.arch = source, plan, source.arch
         self._where = {name: file for file in map(SafetensorsFile, files) for name in file.tensors}
-        self._tap_of = {n: tap for i in range(self.arch.layers) for tap in self.arch.taps(i) for n in tap.consumers}
-        self._tap_of |= dict.fromkeys(self.arch.head_tap.consumers, self.arch.head_tap)
+        self._tap_of = {n: tap for tap in taps(self.arch) for n in tap.consumers}
 
     def quantized(self, name: str) -> bool:
         return name in self.plan.layers and self.plan.layers[name].scheme.weight.kind not in FLOATS
@@ -39,4 +38,4 @@ class Units:
             return torch.from_numpy(self.source.read(name, rows)).to(device)
         shape, grid = self.source.shape(name), self.plan.layers[name].scheme.weight
         q = stored_rows(lambda array: self._where[array].map(array), name, grid, (shape[0], shape[1]), rows)
-        return restored(q, basis_of(self.plan, self._tap_of.get(name, self.arch.embed_tap)), device)
+        return restored(q, basis_of(self.plan, self._tap_of[name]), device)

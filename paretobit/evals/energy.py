@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from paretobit.errors import ParetobitError
+from paretobit.hardware import text_of
 from paretobit.speed import Spread
 
 ROOT = Path("/")  # of /sys; tests give a made-up tree
 MEASURED, MODELLED = "measured", "modelled"
 PARTS = ("package", "dram")  # what is added up: cores and graphics are parts of a package, psys is the whole board
 MICRO = 1e-6
-CORE_WATTS = (
-    5.0  # what a busy core is taken to draw where nothing tells: 360 W for 96 of a server's, 28 W for 6 of a laptop's
-)
+CORE_WATTS = 5.0  # an assumption: what a busy core draws where nothing tells
 DRAM_J_PER_BYTE = 1.95e-9 / 8  # the middle of Horowitz's range
 JOULES_PER_KWH = 3.6e6
 MIX = "codecarbon/data/private_infra/global_energy_mix.json"
@@ -50,8 +49,8 @@ def counters(root: Path = ROOT) -> list[Counter]:
     """The packages' and memories' counters; empty where the system has none."""
     found = []
     for folder in sorted((root / "sys/class/powercap").glob("intel-rapl:*")):
-        name = _text(folder / "name").split("-")[0]
-        limit = _text(folder / "max_energy_range_uj")
+        name = text_of(folder / "name").split("-")[0]
+        limit = text_of(folder / "max_energy_range_uj")
         if name in PARTS and limit.isdecimal() and (folder / "energy_uj").exists():
             found.append(Counter(name, folder / "energy_uj", int(limit)))
     return found
@@ -159,10 +158,3 @@ def intensities() -> dict[str, float]:
             f"no carbon intensities: {why}", hint="pip install 'paretobit[energy]', or leave --grid out"
         ) from None
     return {code: float(facts["carbon_intensity"]) for code, facts in table.items()}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""

@@ -68,7 +68,6 @@ def plan(
     The costs are measured once and kept; `quantize --fit` chooses from the same table. Raises ParetobitError on bad
     input.
     """
-    from paretobit.budget import parse_fit
     from paretobit.checkpoint import open_model
     from paretobit.verbs.needs import solver_or_hint, torch_or_hint
     from paretobit.work import write_atomically
@@ -77,12 +76,13 @@ def plan(
     solver_or_hint("plan")
     from paretobit.compress.apply import Job
     from paretobit.compress.world import pick_device
-    from paretobit.verbs.planning import fitting, planner_for
+    from paretobit.verbs.planning import affordable, fitting, planner_for
     from paretobit.verbs.quantize import settled
 
     if out is not None and not fit:
         raise ParetobitError("-o writes one plan, and there is one for every size", hint="add --fit 60MB, or 87%")
     source, used = open_model(model), pick_device(device)
+    budget = affordable(source, fit)
     settings = settled(None, calib, tokens, seed, None, None, None)
 
     def job_of(plan: Plan) -> Job:
@@ -91,12 +91,12 @@ def plan(
     text = calib or SELF, settings.tokens, settings.seed
     chooser, corpus = planner_for(source, schemes, free, job_of, text)
     if fit:
-        made = fitting(chooser, parse_fit(fit, source.bits16, source.bits16 // 2), fit)
+        made = fitting(chooser, budget, fit)
         if out is not None:
             write_atomically(Path(out), made.plan.to_json().encode())
         chosen = [made]
     else:
-        chosen = list(frontier(chooser))
+        chosen = frontier(chooser)
     rows = tuple(row_of(chooser, found) for found in chosen)
     return Frontier(source.name, source.bits16, corpus.source, rows, out)
 
@@ -106,7 +106,7 @@ def frontier(planner: Planner) -> list[Chosen]:
     from paretobit.budget import BYTES
     from paretobit.solve import Impossible
 
-    parameters, found = planner.source.bits16 // 2, [planner.choose({}, BYTES)]
+    parameters, found = planner.source.parameters, [planner.choose({}, BYTES)]
     for bits in BITS:
         try:
             found.append(planner.choose({BYTES: bits * parameters / 8}))
@@ -120,7 +120,7 @@ def frontier(planner: Planner) -> list[Chosen]:
 def row_of(planner: Planner, found: Chosen) -> Row:
     from paretobit.arch.spec import EMBED
 
-    shapes, parameters = planner.source.arch.shapes(), planner.source.bits16 // 2
+    shapes, parameters = planner.source.arch.shapes(), planner.source.parameters
     weights: Counter[str] = Counter()
     for name, scheme in found.schemes.items():
         weights[scheme] += shapes[name][0] * shapes[name][1]

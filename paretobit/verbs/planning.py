@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from paretobit.checkpoint.base import Checkpoint
     from paretobit.compress.apply import Job
     from paretobit.compress.corpus import Corpus
+    from paretobit.compress.model import Decoder, Source
     from paretobit.compress.units import Units
     from paretobit.costs import Costs
 
@@ -206,15 +207,12 @@ class Measured:
             if row["schemes"] == schemes:
                 return row[COST]
         from paretobit.compress.bank import Mixture
-        from paretobit.compress.model import Decoder
         from paretobit.compress.sensitivity import windows_of
         from paretobit.evals.divergence import compare
 
-        source, device = self.table.source, self.table.device
         windows = windows_of(self.table.corpus.ids, MEASURE_WINDOWS)
-        models = Mixture(source, self.table.bank, schemes), source
-        candidate, original = (Decoder(model, device=device, keep=self._fits(source)).logits for model in models)
-        found = compare(candidate, windows, original)
+        mixture = Mixture(self.table.source, self.table.bank, schemes)
+        found = compare(self._decoder(mixture).logits, windows, self._original.logits)
         assert found.kl_divergence is not None
         row = {"schemes": dict(schemes), COST: found.kl_divergence["mean"]}
         self.rows.append(row)
@@ -222,11 +220,16 @@ class Measured:
             file.write(json.dumps(row) + "\n")
         return row[COST]
 
-    @staticmethod
-    def _fits(source: Checkpoint) -> bool:
-        from paretobit import hardware
+    @cached_property
+    def _original(self) -> Decoder:
+        return self._decoder(self.table.source)
 
-        return 4 * source.bits16 < hardware.memory_available() // 2
+    def _decoder(self, model: Source) -> Decoder:
+        from paretobit import hardware
+        from paretobit.compress.model import Decoder
+
+        keep = 4 * self.table.source.bits16 < hardware.memory_available() // 2
+        return Decoder(model, device=self.table.device, keep=keep)
 
 
 def factors(costs: Costs, measured: Sequence[tuple[Mapping[str, str], float]]) -> np.ndarray:
@@ -258,10 +261,16 @@ def _read_rows(path: Path, schemes: set[str]) -> Iterable[dict[str, Any]]:
             yield row
 
 
-def fitting(planner: Planner, budget: Budget, wishes: Sequence[str]) -> Chosen:
-    """The best that meets the wishes, by measurement. Raises ParetobitError with the nearest that can be had."""
+def affordable(source: Checkpoint, wishes: Sequence[str]) -> Budget:
+    """What the wishes allow. Raises on any that cannot be meant, or not be met yet: before the work."""
+    budget = parse_fit(wishes, source.bits16, source.parameters)
     if budget.ms_per_token is not None or budget.joules_per_token is not None:
         raise ParetobitError("--fit takes sizes only so far", hint="give a size: 60MB, 87% or 2.5bpw")
+    return budget
+
+
+def fitting(planner: Planner, budget: Budget, wishes: Sequence[str]) -> Chosen:
+    """The best that meets the wishes, by measurement. Raises ParetobitError with the nearest that can be had."""
     try:
         return planner.refined(budget.limits())
     except Impossible:
@@ -296,7 +305,7 @@ def best_fit(
     from paretobit.verbs.needs import solver_or_hint
 
     solver_or_hint("--fit")
-    budget = parse_fit(fit, source.bits16, source.bits16 // 2)
+    budget = affordable(source, fit)
     return fitting(planner_for(source, schemes, free, job_of, text)[0], budget, fit).plan
 
 
