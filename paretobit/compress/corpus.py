@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 WINDOW = 512
 SELF = "self"
 SEQUENCES_AT_ONCE = 16
+UNSEEN, LEAST_UNSEEN = 80, 8  # windows to judge by
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,41 @@ def gather(source: Checkpoint, calib: str, tokens: int, seed: int, device: str) 
     count = max(1, tokens // WINDOW)
     if calib == SELF:
         return Corpus(_own_text(source, count, seed, device), f"self, seed {seed}")
+    found = _from_file(source, calib, count)
+    return Corpus(found[_picked(len(found), count)], Path(calib).name)
+
+
+def unseen(source: Checkpoint, calib: str, tokens: int, seed: int, device: str, count: int = UNSEEN) -> Corpus:
+    """At most `count` windows of the same kind of text as `gather` takes with the same arguments, none of them its.
+
+    Raises ParetobitError where the file has nothing else.
+    """
+    if calib == SELF:
+        return gather(source, SELF, count * WINDOW, seed + 1, device)
+    taken = max(1, tokens // WINDOW)
+    found = _from_file(source, calib, taken)
+    rest = np.delete(found, _picked(len(found), taken), 0)
+    if len(rest) < LEAST_UNSEEN:
+        raise ParetobitError(
+            f"{calib} has {len(rest)} windows of text beside the {len(found) - len(rest)} of calibration, too few to "
+            "judge by",
+            hint="give a text of its own: --check FILE",
+        )
+    return Corpus(rest[_picked(len(rest), count)], f"{Path(calib).name}, what calibration leaves")
+
+
+def _from_file(source: Checkpoint, calib: str, count: int) -> np.ndarray:
+    """int64 (windows, 512), about twice `count` where the file has as many."""
     if "tokenizer.json" not in source.companions:
         raise ParetobitError(f"{source.name} has no tokenizer to read {calib} with", hint="use --calib self")
     tokenizer = Tokenizer(source.companions)
-    text = read_text(Path(calib))
-    found = windows(tokenizer.encode(_spread(text, count), add_special=False), WINDOW, tokenizer.bos_id, None)
-    if len(found) > count:
-        found = found[np.linspace(0, len(found) - 1, count).astype(int)]
-    return Corpus(found, Path(calib).name)
+    text = _spread(read_text(Path(calib)), count)
+    return windows(tokenizer.encode(text, add_special=False), WINDOW, tokenizer.bos_id, None)
+
+
+def _picked(there: int, wanted: int) -> np.ndarray:
+    """Which of so many windows are taken: all, or so many evenly spaced."""
+    return np.arange(there) if there <= wanted else np.linspace(0, there - 1, wanted).astype(int)
 
 
 def _spread(text: str, count: int, pieces: int = 16) -> str:

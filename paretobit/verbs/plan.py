@@ -55,7 +55,9 @@ def plan(
     model: str,
     *,
     fit: Annotated[tuple[str, ...], Option("One size only: 60MB, 87% (less than 16 bits), 2.5bpw.")] = (),
-    out: Annotated[str | None, Option("Write the plan of --fit to this file (JSON).", "-o")] = None,
+    keep: Annotated[str | None, Option("One only: the smallest that may be expected to keep 95%.")] = None,
+    metric: Annotated[str | None, Option("Of what: next_token_accuracy, same_top1, perplexity or task:FILE.")] = None,
+    out: Annotated[str | None, Option("Write the plan of --fit or --keep to this file (JSON).", "-o")] = None,
     schemes: Annotated[str, Option("What matrices may choose from.")] = SCHEMES,
     free: Annotated[bool, Option("Let every matrix choose by itself: q, k, v and gate, up apart.")] = False,
     calib: Annotated[str | None, Option("Calibration text: FILE.txt, FILE.jsonl, or self: the model's own.")] = None,
@@ -76,22 +78,25 @@ def plan(
     solver_or_hint("plan")
     from paretobit.compress.apply import Job
     from paretobit.compress.world import pick_device
-    from paretobit.verbs.planning import affordable, fitting, planner_for
+    from paretobit.verbs.planning import planner_for
     from paretobit.verbs.quantize import settled
+    from paretobit.verbs.wishes import Wish, affordable, check_wish, expected
 
-    if out is not None and not fit:
+    wish = Wish(fit, keep, metric, None, schemes, free)
+    check_wish(wish, {}, 1)
+    if out is not None and not wish:
         raise ParetobitError("-o writes one plan, and there is one for every size", hint="add --fit 60MB, or 87%")
     source, used = open_model(model), pick_device(device)
-    budget = affordable(source, fit)
+    budget = affordable(source, wish)
     settings = settled(None, calib, tokens, seed, None, None, None)
 
     def job_of(plan: Plan) -> Job:
         return Job(source, replace(plan, settings=settings), None, device=used)
 
     text = calib or SELF, settings.tokens, settings.seed
-    chooser, corpus = planner_for(source, schemes, free, job_of, text)
-    if fit:
-        made = fitting(chooser, budget, fit)
+    chooser, corpus = planner_for(source, schemes, free, job_of, text, wish.promised)
+    if wish:
+        made = expected(chooser, budget, wish)
         if out is not None:
             write_atomically(Path(out), made.plan.to_json().encode())
         chosen = [made]

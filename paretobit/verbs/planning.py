@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paretobit.artifact import exact_bf16, packed_size
-from paretobit.budget import BYTES, Budget, parse_fit
-from paretobit.errors import ParetobitError
+from paretobit.budget import BYTES
 from paretobit.planfile import ROTATE, Layer, Plan, is_embedding, taps
 from paretobit.progress import say
 from paretobit.scheme import parse
@@ -107,10 +106,13 @@ class Chosen:
 
 class Planner:
     """Chooses from a table. free: every matrix by itself, not all that read one tap alike; completed: a plan with its
-    settings, and what the packed model will say of itself, as both count as size."""
+    settings, and what the packed model will say of itself, as both count as size; promised: what a plan's budget says
+    beside its limits."""
 
-    def __init__(self, table: Table, completed: Completed, free: bool = False) -> None:
-        self.table, self.source, self.completed = table, table.source, completed
+    def __init__(
+        self, table: Table, completed: Completed, free: bool = False, promised: Mapping[str, float] | None = None
+    ) -> None:
+        self.table, self.source, self.completed, self.promised = table, table.source, completed, promised or {}
         self.members = self._members(free)
         self.factors = np.ones(len(table.schemes))
 
@@ -156,7 +158,7 @@ class Planner:
         for name, scheme in schemes.items():
             layers[name] = self._uniform[scheme].layers[name]
         turned = ({"method": ROTATE, "seed": 0},)
-        budget = {name: float(value) for name, value in limits.items() if name != COST}
+        budget = {name: float(value) for name, value in {**limits, **self.promised}.items() if name != COST}
         return Plan(self.source.hash, layers, turned, budget=budget or None, predicted={COST: predicted})
 
     @cached_property
@@ -173,7 +175,7 @@ class Planner:
     def _exact(self, name: str) -> bool:
         return self._floats.get(name, False)
 
-    def refined(self, limits: Mapping[str, float]) -> Chosen:
+    def refined(self, limits: Mapping[str, float], minimize: str = COST) -> Chosen:
         """The best that fits by what was measured: choose, measure the choice on the bank, correct, choose again.
 
         Corrected by this search's own choices alone: the same wish leads to the same plan whatever was asked before.
@@ -181,7 +183,12 @@ class Planner:
         seen: list[Chosen] = []
         for _ in range(ROUNDS):
             self.factors = factors(self.table.costs, [(found.schemes, found.measured) for found in seen])
-            found = self.choose(limits)
+            try:
+                found = self.choose(limits, minimize)
+            except Impossible:  # it was possible by the table alone
+                if not seen:
+                    raise
+                break
             if any(found.schemes == earlier.schemes for earlier in seen):
                 break
             measured = self.table.measured.divergence(found.schemes)
@@ -191,6 +198,10 @@ class Planner:
             )
             if abs(measured / found.mixture - 1) < AGREES:
                 break
+        # What was measured may be more than the limit that the choice was made for.
+        fits = [found for found in seen if found.predicted <= limits.get(COST, math.inf) * (1 + AGREES)]
+        if minimize == BYTES and fits:
+            return min(fits, key=lambda found: found.size)
         return min(seen, key=lambda found: found.predicted)
 
 
@@ -261,63 +272,21 @@ def _read_rows(path: Path, schemes: set[str]) -> Iterable[dict[str, Any]]:
             yield row
 
 
-def affordable(source: Checkpoint, wishes: Sequence[str]) -> Budget:
-    """What the wishes allow. Raises on any that cannot be meant, or not be met yet: before the work."""
-    budget = parse_fit(wishes, source.bits16, source.parameters)
-    if budget.ms_per_token is not None or budget.joules_per_token is not None:
-        raise ParetobitError("--fit takes sizes only so far", hint="give a size: 60MB, 87% or 2.5bpw")
-    return budget
-
-
-def fitting(planner: Planner, budget: Budget, wishes: Sequence[str]) -> Chosen:
-    """The best that meets the wishes, by measurement. Raises ParetobitError with the nearest that can be had."""
-    try:
-        return planner.refined(budget.limits())
-    except Impossible:
-        least = planner.choose({}, BYTES)
-        asked = " and ".join(f"--fit {wish}" for wish in wishes)
-        raise ParetobitError(
-            f"{asked} cannot be met: the smallest {planner.source.name} has {human(least.size)} ({least.size} bytes)",
-            hint=f"--fit {-(-least.size // 1000) + 1}kB, or smaller schemes among --schemes",
-        ) from None
-
-
-def check_alone(
-    to: str | None, plan: str | None, method: str | None, embed: str | None, options: Mapping, stats: str | None,
-    shard: str | None, processes: int,
-) -> None:  # fmt: skip
-    """Raise on what excludes --fit, which decides schemes and methods itself."""
-    given = {"--to": to, "--plan": plan, "--method": method, "--embed": embed, "--set": options, "--stats": stats}
-    for name, value in {**given, "--shard": shard}.items():
-        if value:
-            raise ParetobitError(f"--fit and {name} exclude each other", hint="leave one of the two out")
-    if processes > 1:
-        raise ParetobitError(
-            "--fit plans in one process", hint="paretobit plan MODEL --fit … -o plan.json, then torchrun with --plan"
-        )
-
-
-def best_fit(
-    source: Checkpoint, fit: Sequence[str], schemes: str, free: bool, job_of: Callable[[Plan], Job],
-    text: tuple[str, int, int],
-) -> Plan:  # fmt: skip
-    """The plan that meets the wishes best; see `planner_for`."""
-    from paretobit.verbs.needs import solver_or_hint
-
-    solver_or_hint("--fit")
-    budget = affordable(source, fit)
-    return fitting(planner_for(source, schemes, free, job_of, text)[0], budget, fit).plan
+def schemes_of(text: str) -> list[str]:
+    """ "w2t,w4" -> ["w2t", "w4"]. Raises ParetobitError on what is no scheme."""
+    return [str(parse(scheme.strip())) for scheme in text.split(",")]
 
 
 def planner_for(
-    source: Checkpoint, schemes: str, free: bool, job_of: Callable[[Plan], Job], text: tuple[str, int, int]
-) -> tuple[Planner, Corpus]:
+    source: Checkpoint, schemes: str, free: bool, job_of: Callable[[Plan], Job], text: tuple[str, int, int],
+    promised: Mapping[str, float] | None = None,
+) -> tuple[Planner, Corpus]:  # fmt: skip
     """What chooses among `schemes`, and the text it measured them on. job_of: what will carry a plan out; text:
-    --calib, --tokens and --seed."""
+    --calib, --tokens and --seed; promised: see Planner."""
     from paretobit.compress.corpus import gather
     from paretobit.verbs.quantize import describe_job, describe_model
 
-    names, device = [str(parse(scheme)) for scheme in schemes.split(",")], job_of(Plan(source.hash, {})).device
+    names, device = schemes_of(schemes), job_of(Plan(source.hash, {})).device
     corpus = gather(source, *text, device)
 
     def completed(plan: Plan) -> tuple[Plan, Mapping[str, object]]:
@@ -325,4 +294,4 @@ def planner_for(
         job.windows = corpus.ids
         return job.plan, describe_model(job, describe_job(job, corpus.record), corpus.record, [])
 
-    return Planner(Table(source, corpus, names, device), completed, free), corpus
+    return Planner(Table(source, corpus, names, device), completed, free, promised), corpus

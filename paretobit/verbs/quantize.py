@@ -49,15 +49,16 @@ def quantize(
     embed: Annotated[str | None, Option("Scheme of embedding and head (default: one step wider).")] = None,
     plan: Annotated[str | None, Option("Replay a plan (JSON) instead of --to.")] = None,
     fit: Annotated[tuple[str, ...], Option("Or what you can afford: 60MB, 87% (less than 16 bits), 2.5bpw.")] = (),
-    schemes: Annotated[str, Option("What --fit may choose from.")] = SCHEMES,
-    free: Annotated[bool, Option("Let --fit choose for every matrix by itself: q, k, v and gate, up apart.")] = False,
+    keep: Annotated[str | None, Option("Or what must be left, as small as can be: 95% (see --metric).")] = None,
+    metric: Annotated[str | None, Option("next_token_accuracy, same_top1, perplexity or task:FILE.")] = None,
+    check: Annotated[str | None, Option("Text that --keep measures on (default: what calibration left).")] = None,
+    schemes: Annotated[str, Option("What --fit and --keep may choose from.")] = SCHEMES,
+    free: Annotated[bool, Option("Let them choose for every matrix by itself: q, k, v and gate, up apart.")] = False,
     calib: Annotated[str | None, Option("Calibration text: FILE.txt, FILE.jsonl, or self: the model's own.")] = None,
     tokens: Annotated[int | None, Option("Calibration tokens (default: 32768).")] = None,
     seed: Annotated[int | None, Option("Seed of the text that the model writes (default: 0).")] = None,
     set: Annotated[tuple[str, ...], Option("A method's parameter: --set gptq.damp=0.02.")] = (),
-    inputs: Annotated[
-        str | None, Option("What calibration sees: sequential (blocks as rounded so far, the default) or full.")
-    ] = None,
+    inputs: Annotated[str | None, Option("What calibration sees: sequential (as rounded; default) or full.")] = None,
     stats: Annotated[str | None, Option("Statistics folder to use (from --shard and merge).")] = None,
     shard: Annotated[str | None, Option("i/N: write only the statistics of every N-th window from i on.")] = None,
     recover: Annotated[bool | None, Option("Train scales and norms too (default: on a trellis to 3 bits).")] = None,
@@ -74,10 +75,13 @@ def quantize(
     torch_or_hint("quantize")
     from paretobit.compress.apply import Job
     from paretobit.compress.world import join, pick_device
+    from paretobit.verbs.wishes import Wish, check_wish, granted
 
     source, options, world, used = open_model(model), parse_set(set), join(), pick_device(device)
     check_together(inputs, stats, shard, recover)
-    decided = None if fit else decide(source, to, method, embed, plan, options)
+    wish, decides = Wish(fit, keep, metric, check, schemes, free), {"--to": to, "--plan": plan, "--method": method}
+    check_wish(wish, decides | {"--embed": embed, "--set": options, "--stats": stats, "--shard": shard}, world.size)
+    decided = None if wish else decide(source, to, method, embed, plan, options)
     settings = settled(decided.settings if decided else None, calib, tokens, seed, inputs, recover, stats)
     text = calib or SELF, settings.tokens, settings.seed
 
@@ -86,18 +90,20 @@ def quantize(
         return Job(source, plan, None, sequential, None, settings.recover, device=used, world=world)
 
     if decided is None:
-        from paretobit.verbs.planning import best_fit, check_alone
-
-        check_alone(to, plan, method, embed, options, stats, shard, world.size)
-        decided = best_fit(source, fit, schemes, free, job_of, text)
-    warn_of_ruin(decided)
+        return granted(source, wish, job_of, text, Path(out), overwrite)
     if shard is not None:
         from paretobit.verbs.shards import collect_shard
 
         return collect_shard(source, Path(out), shard, *text, used, overwrite)
-    job = job_of(decided)
-    calibration = prepare_calibration(job, *text, stats)
-    return run(job, Path(out), calibration, unasked(decided, to, method, embed), overwrite)
+    return carry_out(job_of(decided), text, stats, Path(out), unasked(decided, to, method, embed), overwrite)
+
+
+def carry_out(
+    job: Job, text: tuple[str, int, int], stats: str | None, out: Path, fallbacks: list[dict[str, str]], overwrite: bool
+) -> Fit:
+    """From a job's plan to the packed model at `out`. text: --calib, --tokens and --seed."""
+    warn_of_ruin(job.plan)
+    return run(job, out, prepare_calibration(job, *text, stats), fallbacks, overwrite)
 
 
 def settled(
@@ -153,7 +159,7 @@ def decide(
     from paretobit.scheme import parse, wider
 
     if (to is None) == (plan is None):
-        raise ParetobitError("say one of --to, --fit and --plan", hint="for example --to w3t, or --fit 60MB")
+        raise ParetobitError("say one of --to, --fit, --keep and --plan", hint="for example --to w3t, or --fit 60MB")
     for name in options:
         methods.make_params(name, options[name])
     if to is None:

@@ -153,7 +153,8 @@ def test_predictions_are_corrected_by_what_was_measured() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--fit", "1kB"), "cannot be met: the smallest tiny has"),
+        (("--fit", "1kB"), "--fit 1kB cannot be met: the matrices of tiny alone take"),
+        (("--fit", "20kB"), "--fit 20kB cannot be met: the smallest tiny has"),
         (("--fit", "60 parsecs"), "is no size"),
         (("--fit", "60kB", "--fit", "2bpw"), "bytes is limited twice"),
         (("--fit", "12ms"), "takes sizes only so far"),
@@ -162,7 +163,7 @@ def test_predictions_are_corrected_by_what_was_measured() -> None:
         (("--fit", "60kB", "--set", "trellis.damp=1"), "--fit and --set exclude each other"),
         (("--fit", "60kB", "--schemes", "w2t,w7"), "7 bits are not supported"),
         (("--fit", "60kB", "--schemes", ""), "'' is not a scheme"),
-        ((), "say one of --to, --fit and --plan"),
+        ((), "say one of --to, --fit, --keep and --plan"),
     ],
 )
 def test_wishes_that_cannot_be_met_say_so(
@@ -177,11 +178,31 @@ def test_the_nearest_that_can_be_had_is_named_and_can_be_had(
     model: Path, text: Path, tmp_path: Path, frontier: Frontier
 ) -> None:
     with pytest.raises(ParetobitError, match="hint: --fit [0-9]+kB") as why:
-        quantize(str(model), fit=("1kB",), calib=str(text), out=str(tmp_path / "out"), **TEXT)
+        quantize(str(model), fit=("20kB",), calib=str(text), out=str(tmp_path / "out"), **TEXT)
     least = why.value.hint.split()[1].removesuffix(",").removesuffix("kB")
     assert quantize(
         str(model), fit=(f"{least}kB",), calib=str(text), out=str(tmp_path / "out"), **TEXT
     ).size_bytes <= 1000 * int(least)
+
+
+def test_a_wish_out_of_reach_is_refused_before_the_work(
+    command: Command, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "planner_for", lambda *_: pytest.fail("worked first"))
+    assert "alone take" in command("plan", model, "--fit", "97%").error
+
+
+def test_the_plan_of_what_is_to_be_kept(model: Path, text: Path, tmp_path: Path, frontier: Frontier) -> None:
+    """More that is kept takes more bytes, and the plan says what it was made for."""
+    shares, rows = ("80%", "95%"), []
+    for share in shares:
+        made = plan(str(model), keep=share, metric="perplexity", out=str(tmp_path / share), calib=str(text), **TEXT)
+        rows.append(made.rows[0])
+    assert rows[0].size_bytes < rows[1].size_bytes
+    assert rows[0].kl_divergence > rows[1].kl_divergence
+    assert read_plan((tmp_path / "95%").read_bytes(), "plan").budget == {"perplexity": 0.95}
+    # -ln(0.95) is 0.9 nats' worth of it, by the first guess.
+    assert 0.8 < rows[1].kl_divergence / (0.0513 / 0.9) < 1.06
 
 
 def test_one_plan_needs_one_size(command: Command, model: Path, tmp_path: Path) -> None:
