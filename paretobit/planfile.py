@@ -204,7 +204,9 @@ def _bad(source: str, what: str) -> ParetobitError:
 
 
 def _numbers(value: object) -> bool:
-    return isinstance(value, dict) and all(type(n) in (int, float) and math.isfinite(n) for n in value.values())
+    if not isinstance(value, dict) or not all(name.isprintable() and len(name) <= MOST_NAME for name in value):
+        return False
+    return all(type(n) in (int, float) and math.isfinite(n) for n in value.values())
 
 
 def _layer(name: str, value: object, source: str) -> Layer:

@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 from paretobit.artifact import CARD, RESULTS, Artifact
+from paretobit.budget import BYTES, JOULES, MS
+from paretobit.planfile import SELF, STATS
 from paretobit.reports.results import read
 from paretobit.sizes import human
 from paretobit.work import write_atomically
@@ -26,13 +28,14 @@ def write_card(folder: Path) -> None:
         "## How it was made",
         "",
         *(f"- {count} matrices: {what}" for what, count in schemes.most_common()),
+        *(f"- asked for: {asked(name, value)}" for name, value in sorted((made.plan.budget or {}).items())),
+        *(f"- {name} expected by the plan: {value:.4g}" for name, value in sorted(made.plan.predicted.items())),
         *(f"- {f['name']}: {f['stored']} instead of {f['asked']} ({f['why']})" for f in made.manifest["fallbacks"]),
         f"- calibration text: {calibration['source']}"
         + (f", {calibration['tokens']} tokens" if "tokens" in calibration else ""),
         f"- inputs: {made.manifest['fingerprint']['inputs']}",
         f"- original: sha256 {model['hash']}",
-        f"- paretobit {made.manifest['fingerprint']['version']}; `plan.json` replays it: "
-        "`paretobit quantize MODEL --plan plan.json -o OUT`",
+        f"- paretobit {made.manifest['fingerprint']['version']}; `plan.json` replays it: `{replay(made)}`",
         "",
         "## How it measures",
         "",
@@ -46,3 +49,16 @@ def write_card(folder: Path) -> None:
     else:
         lines.append("Not measured yet: `paretobit eval THIS --against MODEL --text FILE.txt`.")
     write_atomically(folder / CARD, ("\n".join(lines) + "\n").encode())
+
+
+def asked(name: str, value: float) -> str:
+    """A line of a plan's budget: limits have names of their own, all else is a share that was to be kept."""
+    most = {BYTES: f"at most {value:.0f} bytes", MS: f"{value:g} ms a token", JOULES: f"{value:g} J a token"}
+    return most.get(name, f"{100 * value:g}% of {name} kept")
+
+
+def replay(made: Artifact) -> str:
+    """The command that makes the model again. The text is named by its file, wherever that lies."""
+    calib = made.plan.settings.calib
+    text = "" if calib == SELF else " --stats FOLDER" if calib == STATS else f" --calib {calib}"
+    return f"paretobit quantize {made.manifest['model']['name']} --plan plan.json{text} -o OUT"

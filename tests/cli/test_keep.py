@@ -53,7 +53,9 @@ def test_the_share_is_kept_on_text_that_was_not_seen(model: Path, text: Path, ma
     (row,) = read(made / "results.jsonl")
     assert (row.metric, row.n) == ("same_top1 kept", len(windows))
     assert row.value == pytest.approx(share)
-    assert "--keep 90% --metric same_top1" in (made / "README.md").read_text()
+    card = (made / "README.md").read_text()
+    assert "- asked for: 90% of same_top1 kept\n" in card
+    assert "--keep 90% --metric same_top1" in card
     assert Artifact(made).plan.budget == {"same_top1": 0.9}
 
 

@@ -69,6 +69,10 @@ def test_what_fits_is_never_larger_and_wastes_little(
     assert spare < max(tensor_bytes(made.plan.layers[name].scheme, shapes[name]) for name in made.plan.layers)
     assert made.size_bytes > 0.9 * limit
     assert made.plan.budget == {"bytes": float(int(limit))}
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"- asked for: at most {int(limit)} bytes\n" in card
+    assert f"- kl_divergence expected by the plan: {made.plan.predicted['kl_divergence']:.4g}\n" in card
+    assert "--plan plan.json --calib calibration.txt -o OUT`" in card
     assert made.manifest["fallbacks"] == []
 
 

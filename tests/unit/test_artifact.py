@@ -162,6 +162,7 @@ def test_the_card_says_how_it_was_made(packed: Path) -> None:
     assert "14 matrices: w3g64 by rtn" in card and "1 matrices: w4g64 by rtn" in card
     assert f"- {EMBED}: w4g64 instead of w3g64" in card
     assert made.manifest["model"]["hash"] in card
+    assert "`paretobit quantize tiny --plan plan.json -o OUT`" in card
 
 
 @pytest.mark.parametrize("file", NEEDED)

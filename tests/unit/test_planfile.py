@@ -42,7 +42,7 @@ layers = st.builds(
     st.sampled_from(["rtn", "gptq", "my_method"]),
     st.dictionaries(st.sampled_from(["damp", "block", "order"]), values, max_size=3),
 )
-numbers = st.dictionaries(st.text(max_size=5), st.floats(-1e9, 1e9), max_size=3)
+numbers = st.dictionaries(st.text(max_size=5).filter(str.isprintable), st.floats(-1e9, 1e9), max_size=3)
 
 
 @given(
@@ -138,6 +138,7 @@ BAD: dict[str, Callable[[], object]] = {
     "a kv that is false": lambda: changed(kv=False),
     "a budget that is a text": lambda: changed(budget="60MB"),
     "a budget of texts": lambda: changed(budget={"bytes": "many"}),
+    "a budget with a name of several lines": lambda: changed(budget={"a\nb": 1}),
     "a prediction of nested objects": lambda: changed(predicted={"kl": {}}),
     "a prediction that is not finite": lambda: changed(predicted={"kl": float("inf")}),
     "hardware that is an object": lambda: changed(hardware={}),
