@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,11 @@ class Costs:
     names: tuple[str, ...]
     schemes: tuple[str, ...]
     per_window: np.ndarray = field(repr=False)
+
+    @property
+    def hash(self) -> str:
+        """Of the values."""
+        return hashlib.sha256(np.ascontiguousarray(self.per_window, "<f4").tobytes()).hexdigest()
 
     def mean(self) -> np.ndarray:  # (names, schemes)
         return self.per_window.mean(0, dtype=np.float64)
@@ -83,10 +89,13 @@ def merge(tables: Sequence[Costs]) -> Costs:
 
     Raises ParetobitError where they do not belong together.
     """
+    tables = sorted(tables, key=lambda table: table.hash)  # whatever order they are given in
     first = tables[0]
     for other in tables[1:]:
         for what in ("model", "names", "schemes"):
             if getattr(other, what) != getattr(first, what):
                 raise ParetobitError(f"cost tables of different {what}", hint="merge tables of one model and command")
     per_window = np.concatenate([table.per_window for table in tables])
+    if len(np.unique(per_window, axis=0)) < len(per_window):
+        raise ParetobitError("cost tables that share a window", hint="give every shard once")
     return Costs(first.model, first.calibration, first.names, first.schemes, per_window)

@@ -15,7 +15,9 @@ from paretobit.verbs.quantize import SCHEMES
 from paretobit.verbs.verb import Option, Verb
 
 if TYPE_CHECKING:
+    from paretobit.compress.corpus import Corpus
     from paretobit.verbs.planning import Chosen, Planner
+    from paretobit.verbs.wishes import Wish
 
 BITS = (1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 2.75, 3.0, 3.25, 3.5, 3.75, 4.0, 4.25, 4.5, 5.0, 5.5, 6.0, 7.0, 8.0)
 
@@ -39,7 +41,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Frontier:
-    """What can be had of a model. plan: the file that was written, None where nobody asked for one."""
+    """What can be had of a model. plan: the file that was written, None where nobody asked for one; of a shard, which
+    has no rows, the folder of its costs."""
 
     model: str
     bytes_16bit: int
@@ -58,6 +61,8 @@ def plan(
     keep: Annotated[str | None, Option("One only: the smallest that may be expected to keep 95%.")] = None,
     metric: Annotated[str | None, Option("Of what: next_token_accuracy, same_top1, perplexity or task:FILE.")] = None,
     out: Annotated[str | None, Option("Write the plan of --fit or --keep to this file (JSON).", "-o")] = None,
+    shard: Annotated[str | None, Option("i/N: only measure costs, on every N-th window from i on; -o FOLDER.")] = None,
+    costs: Annotated[str | None, Option("Costs to choose by (from --shard and merge).")] = None,
     schemes: Annotated[str, Option("What matrices may choose from.")] = SCHEMES,
     free: Annotated[bool, Option("Let every matrix choose by itself: q, k, v and gate, up apart.")] = False,
     calib: Annotated[str | None, Option("Calibration text: FILE.txt, FILE.jsonl, or self: the model's own.")] = None,
@@ -84,8 +89,7 @@ def plan(
 
     wish = Wish(fit, keep, metric, None, schemes, free)
     check_wish(wish, {}, 1)
-    if out is not None and not wish:
-        raise ParetobitError("-o writes one plan, and there is one for every size", hint="add --fit 60MB, or 87%")
+    check_out(out, wish, shard, costs)
     source, used = open_model(model), pick_device(device)
     budget = affordable(source, wish)
     settings = settled(None, calib, tokens, seed, None, None, None)
@@ -94,7 +98,9 @@ def plan(
         return Job(source, replace(plan, settings=settings), None, device=used)
 
     text = calib or SELF, settings.tokens, settings.seed
-    chooser, corpus = planner_for(source, schemes, free, job_of, text, wish.promised)
+    chooser, corpus = planner_for(source, schemes, free, job_of, text, wish.promised, costs)
+    if shard is not None:
+        return measured_shard(chooser, corpus, shard, Path(out or ""))
     if wish:
         made = expected(chooser, budget, wish)
         if out is not None:
@@ -104,6 +110,26 @@ def plan(
         chosen = frontier(chooser)
     rows = tuple(row_of(chooser, found) for found in chosen)
     return Frontier(source.name, source.bits16, corpus.source, rows, out)
+
+
+def check_out(out: str | None, wish: Wish, shard: str | None, costs: str | None) -> None:
+    """Raise on options that contradict one another."""
+    if shard is not None and (wish or costs is not None or out is None):
+        raise ParetobitError("--shard measures costs into a folder, nothing else", hint="give --shard i/N -o FOLDER")
+    if out is not None and not wish and shard is None:
+        raise ParetobitError("-o writes one plan, and there is one for every size", hint="add --fit 60MB, or 87%")
+
+
+def measured_shard(planner: Planner, corpus: Corpus, shard: str, out: Path) -> Frontier:
+    """Costs on one shard of the windows, written to the folder `out`."""
+    from paretobit.verbs.planning import COST_WINDOWS
+    from paretobit.verbs.shards import parse_shard
+
+    index, of = parse_shard(shard)
+    if index >= min(COST_WINDOWS, len(corpus.ids)):
+        raise ParetobitError(f"shard {shard} of {COST_WINDOWS} windows is empty", hint="use fewer shards")
+    planner.table.measure(out, planner.table.fingerprint | {"shard": shard}, False, slice(index, None, of))
+    return Frontier(planner.source.name, planner.source.bits16, corpus.source, (), str(out))
 
 
 def frontier(planner: Planner) -> list[Chosen]:
@@ -157,6 +183,8 @@ def show(result: Frontier) -> Any:
             f"{row.kl_divergence:.4f}{error}", row.embedding, shares,
         )  # fmt: skip
     first = f"{result.model}: {human(result.bytes_16bit)} in 16 bits; calibrated on {result.calibration}"
+    if not result.rows:
+        return f"{first}\n\nCosts of one shard: {result.plan}; put shards together with paretobit merge"
     if result.plan is not None:
         last = f"Carry it out: paretobit quantize {result.model} --plan {result.plan} -o OUT"
     else:

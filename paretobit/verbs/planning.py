@@ -15,6 +15,7 @@ import numpy as np
 
 from paretobit.artifact import exact_bf16, packed_size
 from paretobit.budget import BYTES
+from paretobit.errors import ParetobitError
 from paretobit.planfile import ROTATE, Layer, Plan, is_embedding, taps
 from paretobit.progress import say
 from paretobit.scheme import parse
@@ -37,6 +38,7 @@ LEFT = {"w1t": 0.45, "w2t": 0.55, "w3t": 0.76, "w4t": 0.85}
 COST_WINDOWS, MEASURE_WINDOWS = 16, 8
 AGREES = 0.05  # measured and predicted divergence as close as this: no more to correct
 ROUNDS = 4
+EVERY = slice(None)
 DOUBT = 0.03  # how fast measurements pull a scheme's factor away from 1
 
 Completed = Callable[[Plan], tuple[Plan, Mapping[str, object]]]
@@ -44,12 +46,15 @@ Completed = Callable[[Plan], tuple[Plan, Mapping[str, object]]]
 
 class Table:
     """The costs of one model on some schemes, measured on a corpus; bank and table lie in the cache and serve every
-    later wish."""
+    later wish. given: a folder of costs that were measured elsewhere."""
 
-    def __init__(self, source: Checkpoint, corpus: Corpus, schemes: Sequence[str], device: str) -> None:
+    def __init__(
+        self, source: Checkpoint, corpus: Corpus, schemes: Sequence[str], device: str, given: Path | None = None
+    ) -> None:
         from paretobit import __version__, hardware
 
         self.source, self.corpus, self.schemes, self.device = source, corpus, tuple(schemes), device
+        self.given = given
         self.fingerprint = {
             "model": source.hash, "schemes": list(schemes), "calibration": corpus.record, "windows": COST_WINDOWS,
             "version": __version__, "isa": hardware.isa(), "device": device,
@@ -68,14 +73,27 @@ class Table:
     @cached_property
     def costs(self) -> Costs:
         from paretobit import costs
+
+        if self.given is None:
+            return self.measure(self.folder / "costs", self.fingerprint, overwrite=True)
+        found = costs.read(self.given)
+        if (found.model, found.schemes) != (self.source.hash, self.schemes):
+            raise ParetobitError(
+                f"{self.given} holds costs of another model, or of other schemes: {', '.join(found.schemes)}",
+                hint="measure them with paretobit plan MODEL --shard i/N and the same --schemes",
+            )
+        return found
+
+    def measure(self, folder: Path, fingerprint: dict[str, object], overwrite: bool, shard: slice = EVERY) -> Costs:
+        """The costs on a shard of the windows, as a folder; nothing is done where it lies there already."""
+        from paretobit import costs
         from paretobit.compress import sensitivity
 
-        folder = self.folder / "costs"
-        work = Work(folder, costs.KIND, self.fingerprint)
-        if not work.finished(overwrite=True):
+        work = Work(folder, costs.KIND, fingerprint)
+        if not work.finished(overwrite):
             models = self.bank
-            windows = sensitivity.windows_of(self.corpus.ids, COST_WINDOWS)
-            with work.open(overwrite=True):
+            windows = sensitivity.windows_of(self.corpus.ids, COST_WINDOWS)[shard]
+            with work.open(overwrite):
                 found = sensitivity.measure(self.source, models, windows, work, self.device)
                 made = sensitivity.table(self.source, models, self.corpus.record, found)
                 with work.publish() as into:
@@ -279,10 +297,10 @@ def schemes_of(text: str) -> list[str]:
 
 def planner_for(
     source: Checkpoint, schemes: str, free: bool, job_of: Callable[[Plan], Job], text: tuple[str, int, int],
-    promised: Mapping[str, float] | None = None,
+    promised: Mapping[str, float] | None = None, costs: str | None = None,
 ) -> tuple[Planner, Corpus]:  # fmt: skip
     """What chooses among `schemes`, and the text it measured them on. job_of: what will carry a plan out; text:
-    --calib, --tokens and --seed; promised: see Planner."""
+    --calib, --tokens and --seed; promised: see Planner; costs: a folder with the table, measured elsewhere."""
     from paretobit.compress.corpus import gather
     from paretobit.verbs.quantize import describe_job, describe_model
 
@@ -294,4 +312,5 @@ def planner_for(
         job.windows = corpus.ids
         return job.plan, describe_model(job, describe_job(job, corpus.record), corpus.record, [])
 
-    return Planner(Table(source, corpus, names, device), completed, free, promised), corpus
+    table = Table(source, corpus, names, device, Path(costs) if costs else None)
+    return Planner(table, completed, free, promised), corpus

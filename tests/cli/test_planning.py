@@ -16,6 +16,7 @@ from paretobit.errors import ParetobitError
 from paretobit.planfile import read_plan
 from paretobit.sizes import tensor_bytes
 from paretobit.verbs import planning
+from paretobit.verbs.merge import merge
 from paretobit.verbs.plan import Frontier, plan
 from paretobit.verbs.quantize import quantize
 from tests.commands import Command, contents
@@ -129,6 +130,45 @@ def test_a_table_serves_every_later_wish(
     monkeypatch.setattr(sensitivity, "measure", refuse)
     monkeypatch.setattr(bank.apply, "round_all", refuse)
     assert plan(str(model), calib=str(text), **TEXT) == frontier
+
+
+def test_costs_of_shards_come_together(
+    model: Path, text: Path, tmp_path: Path, command: Command, frontier: Frontier
+) -> None:
+    """The windows of the whole table, split over two machines; only the tokens drawn at each position differ."""
+    for i in range(2):
+        plan(str(model), shard=f"{i}/2", out=str(tmp_path / f"s{i}"), calib=str(text), **TEXT)
+    both = [str(tmp_path / "s0"), str(tmp_path / "s1")]
+    assert merge(*both, out=str(tmp_path / "costs")).tokens == TEXT["tokens"]
+    merge(*both[::-1], out=str(tmp_path / "again"))
+    assert contents(tmp_path / "costs") == contents(tmp_path / "again")
+    found = plan(str(model), costs=str(tmp_path / "costs"), calib=str(text), **TEXT)
+    assert [row.size_bytes for row in found.rows] == pytest.approx([row.size_bytes for row in frontier.rows], rel=0.02)
+    ours, whole = ([row.kl_divergence for row in each.rows] for each in (found, frontier))
+    assert ours == pytest.approx(whole, rel=0.3)
+    assert ours != whole
+    assert "share a window" in command("merge", both[0], both[0], "-o", tmp_path / "twice").error
+    other = command("plan", model, "--costs", tmp_path / "costs", "--schemes", "w2t,w4t", "--calib", text)
+    assert "of other schemes" in other.error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--shard", "0/2"), "--shard measures costs into a folder"),
+        (("--shard", "0/2", "-o", "x", "--fit", "60kB"), "--shard measures costs into a folder"),
+        (("--shard", "9/9", "-o", "x"), "is not a shard"),
+        (("--shard", "8/9", "-o", "x"), "is empty"),
+        (("--costs", "nowhere"), "nowhere"),
+    ],
+)
+def test_shards_that_cannot_be_say_so(
+    command: Command, model: Path, text: Path, arguments: tuple, said: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert said in command("plan", model, *arguments, "--calib", text, "--tokens", 2048).error
+    assert not (tmp_path / "x").exists()
 
 
 def test_matrices_set_free_do_no_worse(model: Path, text: Path, frontier: Frontier) -> None:
