@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ from paretobit.planfile import ROTATE, Layer, Plan, is_embedding, taps
 from paretobit.progress import say
 from paretobit.scheme import parse
 from paretobit.sizes import human, tensor_bytes
-from paretobit.solve import Choice, Impossible, solve
+from paretobit.solve import Choice, Impossible, solve, totals
 from paretobit.work import Work, cache_folder, disk_errors
 
 if TYPE_CHECKING:
@@ -164,12 +165,32 @@ class Planner:
         groups, spent = self.groups(), 0.0
         while True:
             found = solve(groups, limits, minimize, {BYTES: spent})
-            schemes = {name: found.picked[group] for group, names in self.members.items() for name in names}
-            plan, manifest = self.completed(self._plan(schemes, found.totals[COST], limits))
-            size = packed_size(self.source, plan, manifest, self._exact)
-            if size <= limits.get(BYTES, size):
-                return Chosen(schemes, plan, found.totals[COST], found.totals[MIXTURE], size, found.gap)
-            spent += max(1.0, size - limits[BYTES])
+            made = self._chosen(found.picked, found.totals, found.gap, limits)
+            if made.size <= limits.get(BYTES, made.size):
+                return made
+            spent += max(1.0, made.size - limits[BYTES])
+
+    def one_scheme(self, limits: Mapping[str, float], minimize: str = COST) -> Chosen | None:
+        """The best that fits and has all blocks on one scheme, embedding and head on one; None where none fits."""
+        groups, fits = self.groups(), []
+        for blocks, ends in itertools.product(self.table.schemes, repeat=2):
+            picked = {group: ends if is_embedding(group) else blocks for group in groups}
+            used = totals(groups, picked)
+            if all(used[name] <= limit for name, limit in limits.items()):
+                fits.append((used[minimize], picked, used))
+        for _, picked, used in sorted(fits, key=lambda fit: fit[0]):
+            made = self._chosen(picked, used, 0.0, limits)
+            if made.size <= limits.get(BYTES, made.size):
+                return made
+        return None
+
+    def _chosen(
+        self, picked: Mapping[str, str], used: Mapping[str, float], gap: float, limits: Mapping[str, float]
+    ) -> Chosen:
+        schemes = {name: picked[group] for group, names in self.members.items() for name in names}
+        plan, manifest = self.completed(self._plan(schemes, used[COST], limits))
+        size = packed_size(self.source, plan, manifest, self._exact)
+        return Chosen(schemes, plan, used[COST], used[MIXTURE], size, gap)
 
     def _plan(self, schemes: Mapping[str, str], predicted: float, limits: Mapping[str, float]) -> Plan:
         layers: dict[str, Layer] = {}
@@ -194,27 +215,27 @@ class Planner:
         return self._floats.get(name, False)
 
     def refined(self, limits: Mapping[str, float], minimize: str = COST) -> Chosen:
-        """The best that fits by what was measured: choose, measure the choice on the bank, correct, choose again.
+        """The best that fits by what was measured: choose, measure the choice on the bank, correct, choose again. One
+        scheme for all blocks is measured first: no choice shall be worse.
 
         Corrected by this search's own choices alone: the same wish leads to the same plan whatever was asked before.
         """
         seen: list[Chosen] = []
-        for _ in range(ROUNDS):
+        for number in range(1 + ROUNDS):
             self.factors = factors(self.table.costs, [(found.schemes, found.measured) for found in seen])
             try:
-                found = self.choose(limits, minimize)
+                found = self.choose(limits, minimize) if number else self.one_scheme(limits, minimize)
             except Impossible:  # it was possible by the table alone
                 if not seen:
                     raise
                 break
-            if any(found.schemes == earlier.schemes for earlier in seen):
-                break
+            if found is None or any(found.schemes == earlier.schemes for earlier in seen):
+                continue
             measured = self.table.measured.divergence(found.schemes)
             seen.append(replace(found, measured=measured, predicted=found.predicted * measured / found.mixture))
-            say(
-                f"a plan of {human(found.size)}: its tensors' KL {found.mixture:.4f} predicted, {measured:.4f} measured"
-            )
-            if abs(measured / found.mixture - 1) < AGREES:
+            what = "a plan" if number else "one scheme for all blocks"
+            say(f"{what}, {human(found.size)}: its tensors' KL {found.mixture:.4f} predicted, {measured:.4f} measured")
+            if number and abs(measured / found.mixture - 1) < AGREES:
                 break
         # What was measured may be more than the limit that the choice was made for.
         fits = [found for found in seen if found.predicted <= limits.get(COST, math.inf) * (1 + AGREES)]
