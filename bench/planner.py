@@ -2,8 +2,9 @@
 
     python -m bench.planner demo:smollm2 demo:gemma3 [--calib leads] [--tokens 32768] [--random 30] [--draw docs]
 
-Measured is what the bank's tensors have when put together, on 8 windows of the calibration text; predicted is the sum
-of the cost table. Random mixtures draw a mean width between 2 and 6 bits, and for each tap's matrices a scheme near it.
+Measured is what the bank's tensors have when put together, on 8 windows of the calibration text; the sum is that of the
+cost table, and predicted what the planner makes of it before it has measured anything. Random mixtures draw a mean
+width between 2 and 6 bits, and for each tap's matrices a scheme near it.
 Prints a table, Spearman's rank correlation and the ratios' spread; --draw writes planner-MODEL.svg (needs matplotlib).
 What is measured stays in the cache.
 """
@@ -68,14 +69,15 @@ def chosen(planner: Planner) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def rows_of(planner: Planner, count: int) -> list[Row]:
-    shapes, costs, found = planner.source.arch.shapes(), planner.table.costs, []
+    shapes, found = planner.source.arch.shapes(), list[Row]()
     weights = sum(shapes[name][0] * shapes[name][1] for names in planner.members.values() for name in names)
     for kind, plans in zip(KINDS, (uniform(planner), random_mixtures(planner, count), chosen(planner)), strict=True):
         for name, schemes in plans:
             nbytes = sum(tensor_bytes(parse(scheme), shapes[matrix]) for matrix, scheme in schemes.items())
-            predicted, _ = costs.predicted(schemes)
-            row = Row(kind, name, 8 * nbytes / weights, predicted, planner.table.measured.divergence(schemes))
-            print(f"| {kind} | {name} | {row.bits:.2f} | {row.predicted:.4f} | {row.measured:.4f} |", flush=True)
+            added, _ = planner.table.costs.predicted(schemes)
+            predicted, measured = planner.mixture(schemes), planner.table.measured.divergence(schemes)
+            row = Row(kind, name, 8 * nbytes / weights, predicted, measured)
+            print(f"| {kind} | {name} | {row.bits:.2f} | {added:.4f} | {predicted:.4f} | {measured:.4f} |", flush=True)
             found.append(row)
     return found
 
@@ -134,7 +136,7 @@ def main() -> None:
         text = (calib, given.tokens, 0)
         planner, corpus = planner_for(source, given.schemes, False, lambda plan, s=source: Job(s, plan, None), text)
         print(f"\n{source.name}, calibration {corpus.source}, {hardware.isa()}\n")
-        print("| kind | plan | bits per weight | predicted | measured |\n|---|---|---|---|---|", flush=True)
+        print("| kind | plan | bits per weight | sum | predicted | measured |\n|---|---|---|---|---|---|", flush=True)
         rows = rows_of(planner, given.random)
         print("\n" + summary(rows), flush=True)
         if given.draw:

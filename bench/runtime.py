@@ -37,7 +37,7 @@ SHARES = {"w8": 0.85, "w4g64": 0.85, "w3g64": 0.75, "w2g64": 0.75, "w2": 0.75, "
 DECODE = {"Q8_0": 1.0, "Q4_0": 1.1, "Q2_K": 1.5, "TQ2_0": 1.3}
 # What a trellis' decoding is promised against; the last two are our own plain grids.
 TRELLIS = {"Q3_K_S": 1.0, "Q2_K": 1.3, "TQ2_0": 1.0, "w2": 0.8, "w3": 0.8}
-WITH_AVX512 = {"w2t": 0.65, "TQ2_0": 1.5}
+AVX512_SHARES, AVX512_TRELLIS = {"w2t": 0.65}, {"TQ2_0": 1.5}
 SMALL_DECODE, PREFILL = 1.3, 1.2
 BESIDE_FILE, OUR_CODE = 110e6, 25e6  # bytes
 START, START_ABOVE = 0.5, 0.15  # seconds
@@ -74,8 +74,9 @@ def big_lines(found: Match, scheme: str) -> Iterator[Line]:
     where = f"{scheme}, {found.threads} threads, {found.model}"
     shares, ratios = SHARES, DECODE
     if is_trellis(scheme):
-        more = WITH_AVX512 if hardware.isa().startswith("avx512") else {}
-        shares, ratios = SHARES | more, TRELLIS | more
+        ratios = TRELLIS
+        if hardware.isa().startswith("avx512"):
+            shares, ratios = SHARES | AVX512_SHARES, TRELLIS | AVX512_TRELLIS
     yield at_least(f"share of the read bandwidth, {where}", found.ours.share, shares[scheme], "%")
     for rival in found.theirs:
         if (wanted := ratios.get(kind(rival))) is not None:

@@ -31,10 +31,8 @@ SCHEMES = ("w1t", "w2t", "w3t", "w4t", "w5", "w6", "w8")
 
 def uniform_plan(source: Checkpoint, scheme: str) -> Plan:
     """Every matrix on one scheme by the method that suits it, every tap turned: what the bank holds of a scheme."""
-    grid = parse(scheme).weight
-    method = methods.default(grid)
-    # A lookup apart from the head has no statistics to round by.
-    lookup = method if source.arch.tied else methods.default(grid, blind=True)
+    method = methods.default(parse(scheme).weight)
+    lookup = methods.for_lookup(method, {}, source.arch.tied)
     made = uniform(source.arch, source.hash, scheme, scheme, (method, lookup, method), {})
     return replace(made, transforms=({"method": ROTATE, "seed": 0},))
 

@@ -152,9 +152,12 @@ class Decoder:
         return self.normed(x, self.tensor(FINAL_NORM))
 
     def head(self, x: Tensor) -> Tensor:  # (…, hidden) -> (…, vocab)
-        """Logits of the last block's output, a piece of the vocabulary at a time."""
+        """Logits of the last block's output."""
+        return self.multiplied_by_head(self.head_input(x))
+
+    def multiplied_by_head(self, x: Tensor) -> Tensor:  # (…, hidden) -> (…, vocab)
+        """Logits of what stands behind the final norm, a piece of the vocabulary at a time."""
         name, vocab = EMBED if self.arch.tied else HEAD, self.arch.vocab
-        x = self.head_input(x)
         pieces = [slice(row, min(row + HEAD_ROWS, vocab)) for row in range(0, vocab, HEAD_ROWS)]
         if torch.is_grad_enabled():  # autograd would copy all logits once a piece written into them
             return torch.cat([F.linear(x, self.tensor(name, rows)) for rows in pieces], -1)

@@ -105,7 +105,7 @@ class Chunk:
         with torch.enable_grad():
             z = decoder.head_input(x)
         flat = z.detach().flatten(0, 1)
-        drawn, norm = self._draw(name, flat)
+        drawn, norm = self._draw(flat)
         found, sums = torch.zeros_like(flat), torch.zeros(len(self.bank), len(flat), device=flat.device)
         for start in range(0, decoder.arch.vocab, VOCABULARY_ROWS):
             rows = slice(start, min(start + VOCABULARY_ROWS, decoder.arch.vocab))
@@ -124,14 +124,13 @@ class Chunk:
         assert x.grad is not None
         return x.grad
 
-    def _draw(self, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _draw(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """A token from the prediction at each of x (n, hidden), and the logarithm of what normalizes it, (n,) each."""
         vocab = self.decoder.arch.vocab
         drawn = torch.empty(len(x), dtype=torch.int64, device=x.device)
         norm = torch.empty(len(x), device=x.device)
         for part in head_pieces(len(x), vocab):
-            rows = (slice(r, min(r + VOCABULARY_ROWS, vocab)) for r in range(0, vocab, VOCABULARY_ROWS))
-            logits = torch.cat([F.linear(x[part], self.decoder.tensor(name, r)) for r in rows], -1)
+            logits = self.decoder.multiplied_by_head(x[part])
             drawn[part], norm[part] = sample(logits, 1.0, self.generator), logits.logsumexp(-1)
         return drawn, norm
 

@@ -177,9 +177,7 @@ def decide(
         ends = parse(embed) if embed else wider(scheme)
         block = method or methods.default(scheme.weight)
         head = (embed and method) or _suited(ends.weight, method)
-        # A tied matrix has the head's statistics to round by; a lookup alone has none.
-        blind = not source.arch.tied and methods.needs(head, options.get(head, {}))
-        lookup = methods.default(ends.weight, blind=True) if blind else head
+        lookup = methods.for_lookup(head, options.get(head, {}), source.arch.tied)
         decided = uniform(source.arch, source.hash, to, embed, (block, lookup, head), options)
     check_feasible(decided, options, source.arch.tied)
     return decided
@@ -221,10 +219,11 @@ def check_feasible(plan: Plan, options: Mapping[str, object], tied: bool) -> Non
                 f"{layer.method} cannot round onto {layer.scheme}",
                 hint=f"use {methods.default(grid)}, or leave --method out",
             )
-        if name == EMBED and not tied and grid.kind not in FLOATS and methods.needs(layer.method, layer.params):
+        lookup = methods.for_lookup(layer.method, layer.params, tied)
+        if name == EMBED and grid.kind not in FLOATS and layer.method != lookup:
             raise ParetobitError(
                 f"{layer.method} rounds by what is multiplied, and {name}, which is not the head, is only looked up",
-                hint=f"round it by {methods.default(grid, blind=True)}",
+                hint=f"round it by {lookup}",
             )
 
 

@@ -16,6 +16,8 @@ from typing import Any
 from paretobit.errors import ParetobitError
 from paretobit.scheme import Grid
 
+BLIND = "rtn"  # reads no statistics
+
 
 def names(kind: str = "round") -> list[str]:
     """The methods of a kind, by file name."""
@@ -35,10 +37,8 @@ def grids(name: str) -> tuple[str, ...]:
     return getattr(load(name), "GRIDS", ("affine",))
 
 
-def default(grid: Grid, blind: bool = False) -> str:
-    """The method that suits a grid; blind: where there are no statistics to round by."""
-    if blind:
-        return "rtn"
+def default(grid: Grid) -> str:
+    """The method that suits a grid."""
     return "trellis" if grid.kind == "trellis" else "gptq"
 
 
@@ -46,6 +46,12 @@ def needs(name: str, params: Mapping[str, object]) -> frozenset[str]:
     """Names of the tap statistics the method reads with these params."""
     module = load(name)
     return frozenset(module.needs(make_params(name, params))) if hasattr(module, "needs") else frozenset()
+
+
+def for_lookup(name: str, params: Mapping[str, object], tied: bool) -> str:
+    """The method for an embedding that `name` would round: a tied one has the head's statistics to round by, a lookup
+    alone has none."""
+    return BLIND if not tied and needs(name, params) else name
 
 
 def make_params(name: str, given: Mapping[str, object]) -> Any:
