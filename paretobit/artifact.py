@@ -263,6 +263,11 @@ def _rank(entry: tuple[str, tuple[str, tuple[int, ...]]]) -> tuple[int, int, str
     return kind, -DTYPES[dtype].itemsize, name
 
 
+def file_order(entries: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """`entries`, name -> (dtype, shape), in the order in which the file of tensors holds them."""
+    return dict(sorted(entries.items(), key=_rank))
+
+
 METADATA = {"format": "paretobit", "version": str(FORMAT)}
 
 
@@ -271,7 +276,7 @@ def assemble(folder: Path, source: Checkpoint, plan: Plan, manifest: Mapping[str
     files = [SafetensorsFile(unit) for unit in units]
     where = {name: file for file in files for name in file.tensors}
     found = {name: (where[name].tensors[name].dtype, where[name].tensors[name].shape) for name in where}
-    entries = dict(sorted(found.items(), key=_rank))
+    entries = file_order(found)
     with TensorWriter(folder / TENSORS, entries, METADATA) as writer:
         for name in entries:
             writer.write(name, where[name].map(name))
@@ -294,7 +299,7 @@ def packed_size(source: Checkpoint, plan: Plan, manifest: Mapping[str, object], 
         layer = plan.layers.get(name)
         scheme = layer.scheme if layer else parse("bf16") if exact(name) else EXACT
         found |= {name + part.suffix: (part.dtype, part.shape) for part in parts(scheme, source.shape(name))}
-    entries = dict(sorted(found.items(), key=_rank))
+    entries = file_order(found)
     tensors = sum(math.prod(shape) * DTYPES[dtype].itemsize for dtype, shape in entries.values())
     beside = sum(len(content) for content in documents(source, plan, manifest).values())
     return len(header(entries, METADATA)) + tensors + beside

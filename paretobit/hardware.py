@@ -1,88 +1,30 @@
 """What this process may use of this machine: instruction set, physical cores, memory, as cgroups allow.
 
-`paretobit probe` measures how fast it is and saves all of it as a profile: JSON, checked on the way in.
+`paretobit probe` measures how fast it is and saves all of it as a profile (profile.py); devices/ holds what is
+published of other machines.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
 import re
 import reprlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from paretobit.errors import ParetobitError
 from paretobit.native import isa
-from paretobit.scheme import parse
-from paretobit.work import cache_folder, disk_errors, parse_json, read_bytes, write_atomically
+from paretobit.profile import MOST_PROFILE_BYTES, Cache, Hardware, Power, Published, Speeds, read_profile
+from paretobit.work import cache_folder, disk_errors, read_bytes, write_atomically
 
 __all__ = [
-    "Cache", "Hardware", "Speeds", "caches", "cores", "cpu_name", "describe", "isa", "load_profile", "memory_available",
-    "memory_limit", "profile_path", "save_profile", "text_of",
+    "Cache", "Hardware", "Power", "Published", "Speeds", "caches", "cores", "cpu_name", "describe", "devices", "find",
+    "isa", "load_profile", "memory_available", "memory_limit", "profile_path", "save_profile", "text_of",
 ]  # fmt: skip
 
 ROOT = Path("/")  # of /proc and /sys; tests give a made-up tree
-PROFILE_KIND, PROFILE_VERSION = "hardware", 1
-MOST_PROFILE_BYTES, MOST_ENTRIES = 1 << 20, 4096
-
-
-@dataclass(frozen=True)
-class Cache:
-    """One cache of the first processor. kind: "data" or "unified"; shared_by: logical processors that share it."""
-
-    level: int
-    kind: str
-    bytes: int
-    shared_by: int
-
-
-@dataclass(frozen=True)
-class Speeds:
-    """What `probe` measured, medians. Keys of the inner mappings are thread counts.
-
-    read_gb_s, best_read_gb_s, cached_read_gb_s: GB/s read in order, from memory (median, best) and from the cache that
-    is a core's own; ns_per_weight, cached_ns_per_weight: by scheme ("w4g64"), nanoseconds of wall time a weight takes
-    in a matrix times one vector, read from memory and from that cache.
-    """
-
-    read_gb_s: Mapping[int, float]
-    best_read_gb_s: Mapping[int, float]
-    cached_read_gb_s: Mapping[int, float]
-    ns_per_weight: Mapping[str, Mapping[int, float]]
-    cached_ns_per_weight: Mapping[str, Mapping[int, float]]
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """What speed and, across machines, the last bits of a result depend on.
-
-    isa: instruction set in use; cores: physical; cpu: its name; memory_bytes: what the process may take; caches: data
-    caches from the first level on, as far as the system tells; speeds: None where nothing was measured.
-    """
-
-    isa: str
-    cores: int
-    cpu: str
-    memory_bytes: int
-    caches: tuple[Cache, ...] = ()
-    speeds: Speeds | None = None
-
-    @cached_property
-    def hash(self) -> str:
-        """16 hex digits, equal on machines of one kind. Memory is left out, which varies from boot to boot, and so is
-        everything measured."""
-        facts = {"isa": self.isa, "cores": self.cores, "cpu": self.cpu}
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-    def to_json(self) -> dict[str, Any]:
-        """The profile as `save_profile` writes it; speeds null where nothing was measured."""
-        return {"kind": PROFILE_KIND, "version": PROFILE_VERSION, **asdict(self), "hash": self.hash}
+DEVICES = Path(__file__).parent / "devices"
 
 
 def describe() -> Hardware:
@@ -164,96 +106,29 @@ def load_profile(path: Path | None = None) -> Hardware | None:
     return read_profile(read_bytes(path, MOST_PROFILE_BYTES), str(path))
 
 
-def read_profile(text: str | bytes, source: str) -> Hardware:
-    """Parse and validate a profile. Raises ParetobitError naming `source` and the field."""
-    facts = parse_json(text, source)
-    version = facts.get("version")
-    if facts.get("kind") != PROFILE_KIND or type(version) is not int or version != PROFILE_VERSION:
-        raise _bad(source, f"kind {_short(facts.get('kind'))}, version {_short(version)}")
+def devices() -> tuple[str, ...]:
+    """The names of the devices of which something is published."""
+    return tuple(sorted(path.stem for path in DEVICES.glob("*.json")))
+
+
+def find(name: str | Path) -> Hardware:
+    """The machine called `name`: one of `devices()`, or the profile that `probe -o` wrote there.
+
+    Raises ParetobitError naming the devices where there is no such machine, and as `load_profile` does.
+    """
+    if str(name) in devices():
+        return read_profile(read_bytes(DEVICES / f"{name}.json", MOST_PROFILE_BYTES), str(name))
+    path = Path(name).expanduser()
     try:
-        return Hardware(
-            isa=_name(facts, "isa"),
-            cores=_count_in(facts, "cores"),
-            cpu=_name(facts, "cpu"),
-            memory_bytes=_count_in(facts, "memory_bytes"),
-            caches=tuple(_cache(value) for value in _checked(facts, "caches", list)),
-            speeds=None if facts.get("speeds") is None else _speeds(_checked(facts, "speeds", dict)),
+        there = path.is_file()
+    except (OSError, ValueError):  # too long for a path, or with a zero in it
+        there = False
+    if not there:
+        raise ParetobitError(
+            f"no device is called {reprlib.repr(str(name))}, and no profile lies there",
+            hint=f"choose from {', '.join(devices())}, or give the file that paretobit probe -o FILE wrote",
         )
-    except _Refused as why:
-        raise _bad(source, str(why)) from None
-
-
-class _Refused(Exception):
-    """What is wrong with a field."""
-
-
-def _bad(source: str, what: str) -> ParetobitError:
-    return ParetobitError(f"{source} is not a hardware profile: {what}", hint="make one with paretobit probe")
-
-
-def _short(value: object) -> str:
-    return reprlib.repr(value)
-
-
-def _checked(facts: Mapping[str, Any], name: str, kind: type) -> Any:
-    value: Any = facts.get(name)
-    if type(value) is not kind or (isinstance(value, list | dict) and len(value) > MOST_ENTRIES):
-        raise _Refused(f"{name} is {_short(value)}")
-    return value
-
-
-def _name(facts: Mapping[str, Any], name: str) -> str:
-    value: str = _checked(facts, name, str)
-    if not value.isprintable() or len(value) > 200:
-        raise _Refused(f"{name} is {_short(value)}")
-    return value
-
-
-def _count_in(facts: Mapping[str, Any], name: str) -> int:
-    value: int = _checked(facts, name, int)
-    if not 1 <= value < 1 << 60:
-        raise _Refused(f"{name} is {_short(value)}")
-    return value
-
-
-def _cache(value: object) -> Cache:
-    if not isinstance(value, dict):
-        raise _Refused(f"a cache is {_short(value)}")
-    counts = {name: _count_in(value, name) for name in ("level", "bytes", "shared_by")}
-    return Cache(kind=_name(value, "kind"), **counts)
-
-
-def _speeds(facts: Mapping[str, Any]) -> Speeds:
-    return Speeds(
-        _by_threads(facts, "read_gb_s"),
-        _by_threads(facts, "best_read_gb_s"),
-        _by_threads(facts, "cached_read_gb_s"),
-        _by_scheme(facts, "ns_per_weight"),
-        _by_scheme(facts, "cached_ns_per_weight"),
-    )
-
-
-def _by_scheme(facts: Mapping[str, Any], name: str) -> dict[str, dict[int, float]]:
-    table = _checked(facts, name, dict)
-    for spelled in table:
-        try:
-            known = len(spelled) < 40 and parse(spelled)
-        except ParetobitError:
-            known = False
-        if not known:
-            raise _Refused(f"{name} holds {_short(spelled)}, which is no scheme")
-    return {spelled: _by_threads(table, spelled) for spelled in table}
-
-
-def _by_threads(facts: Mapping[str, Any], name: str) -> dict[int, float]:
-    found = {}
-    for threads, value in _checked(facts, name, dict).items():
-        if not re.fullmatch(r"[1-9][0-9]{0,5}", threads):
-            raise _Refused(f"{name} holds {_short(threads)}, which is no number of threads")
-        if type(value) not in (int, float) or not 0 < value < 1e12:
-            raise _Refused(f"{name} of {threads} threads is {_short(value)}")
-        found[int(threads)] = float(value)
-    return found
+    return read_profile(read_bytes(path, MOST_PROFILE_BYTES), str(path))
 
 
 def _cpu_quota(root: Path) -> float | None:

@@ -24,6 +24,8 @@ COLUMNS, TILE = 2048, 64  # of the matrices that are timed; whole tiles of every
 SLOW = 0.2  # seconds that one product may take
 SCHEMES = tuple(f"w{bits}{group}" for bits in ("1", "1.58", "2", "3", "4", "5", "6", "8") for group in ("", "g64"))
 SCHEMES = (*SCHEMES, "w1t", "w2t", "w3t", "w4t", "bf16")
+WITNESSES = ("w2", "w4", "w8")  # by which it is told how far away bytes lie: schemes that wait for memory
+OF_CACHE = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)  # sizes at which it is told, in largest caches
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,13 @@ class Spread:
 
 def memory_bytes() -> int:
     """Bytes to read for the speed of memory: 256 MiB, or twice what the largest cache holds; little of what is free."""
-    largest = max((cache.bytes for cache in hardware.caches()), default=0)
-    wanted = min(max(READ_BYTES, 2 * largest), MOST_READ_BYTES)
+    wanted = min(max(READ_BYTES, 2 * largest_cache()), MOST_READ_BYTES)
     return max(1 << 20, min(wanted, hardware.memory_available() // SPARE))
+
+
+def largest_cache() -> int:
+    """Bytes of the largest cache, 0 where the system does not tell."""
+    return max((cache.bytes for cache in hardware.caches()), default=0)
 
 
 def core_cache_bytes() -> int:
@@ -102,14 +108,35 @@ class Matrices:
 
         A product that would take longer than SLOW is made on fewer rows: it is not memory that it waits for.
         """
-        made = parse(scheme)
+        made, step = parse(scheme), TILE * threads
+        cached = self._time(made, self._rows(made, threads, threads * core_cache_bytes() // 2), threads, limit)
+        quick = max(step, int(SLOW / (1e-9 * cached * COLUMNS)) // step * step)
+        return self._time(made, min(self._rows(made, threads), quick), threads, limit), cached
+
+    def distance(self, threads: int, limit: float = 0.08) -> dict[int, float]:
+        """By bytes that are read again and again, how far from the cores' own caches towards memory they seem to lie,
+        0 to 1: the median of what the times of WITNESSES say, each measured for about `limit` seconds at every size.
+
+        All sizes of one scheme are measured in a row, both ends among them: a neighbour's load then falls on all.
+        """
+        near, most = threads * core_cache_bytes() // 2, self.nbytes
+        between = [int(share * largest_cache()) for share in OF_CACHE]
+        sizes = [near, *(size for size in between if 2 * near <= size <= most / 1.5), most]
+        shares = []
+        for scheme in map(parse, WITNESSES):
+            ns = np.array([self._time(scheme, self._rows(scheme, threads, size), threads, limit) for size in sizes])
+            shares.append((ns - ns[0]) / max(ns[-1] - ns[0], 1e-9))
+        found = np.maximum.accumulate(np.clip(np.median(shares, axis=0), 0, 1))
+        return dict(zip(sizes, map(float, found), strict=True))
+
+    def _rows(self, scheme: Scheme, threads: int, nbytes: int | None = None) -> int:
+        """Rows of a matrix of about `nbytes`, at least a tile a thread, at most what the buffers hold."""
         step = TILE * threads
-        found = parts(made, (step, COLUMNS))
-        fits = self.nbytes // max(part.nbytes * (4 if part.suffix == ".scale" else 1) for part in found)
-        near = threads * core_cache_bytes() // 2 // sum(part.nbytes for part in found)
-        cached = self._time(made, step * max(1, min(fits, near)), threads, limit)
-        quick = int(SLOW / (1e-9 * cached * step * COLUMNS))
-        return self._time(made, step * max(1, min(fits, quick)), threads, limit), cached
+        found = parts(scheme, (step, COLUMNS))
+        steps = self.nbytes // max(part.nbytes * (4 if part.suffix == ".scale" else 1) for part in found)
+        if nbytes is not None:
+            steps = min(steps, nbytes // sum(part.nbytes for part in found))
+        return step * max(1, steps)
 
     def _time(self, scheme: Scheme, rows: int, threads: int, limit: float) -> float:
         arrays = {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ from paretobit.progress import progress
 from paretobit.verbs.verb import Option, Verb
 
 if TYPE_CHECKING:
-    from paretobit.hardware import Hardware
+    from paretobit.hardware import Hardware, Speeds
 
 
 @dataclass(frozen=True)
@@ -29,43 +30,70 @@ def probe(
     *,
     out: Annotated[str | None, Option("File to write (default: in the cache folder, one a machine).", "-o")] = None,
 ) -> Probe:
-    """Measure this machine: read bandwidth by thread count and the time a weight takes on every grid.
+    """Measure this machine: read bandwidth, the time a weight takes on every grid, and what else a token takes.
 
-    Takes under a minute and at most a quarter of the free memory. The profile is saved as JSON and used wherever a
+    Takes about a minute and at most a quarter of the free memory. The profile is saved as JSON and used wherever a
     plan asks how fast this machine is; PARETOBIT_ISA and the number of cores make another one. Raises ParetobitError
     where memory or disk are missing.
     """
-    from dataclasses import replace
+    from paretobit import hardware, native
 
-    from paretobit import hardware, native, speed
+    measured = measure_machine()
+    path = hardware.save_profile(measured, Path(out) if out else None)
+    return Probe(measured, native.available(), str(path))
+
+
+def measure_machine(teams: Sequence[int] | None = None, schemes: Sequence[str] | None = None) -> Hardware:
+    """This machine with its speeds. teams: numbers of threads for which matrices are timed (default: 1 and all cores);
+    schemes: that are timed (default: all of speed.SCHEMES)."""
+    from paretobit import hardware, speed
     from paretobit.hardware import Speeds
 
     machine = hardware.describe()
-    team = thread_counts(machine.cores)
-    ends = (1,) if machine.cores == 1 else (1, machine.cores)
-    with progress("probing", 2 * len(team) + len(ends) * len(speed.SCHEMES)) as advance:
+    reading = thread_counts(machine.cores)
+    teams = teams or ((1,) if machine.cores == 1 else (1, machine.cores))
+    names = tuple(schemes or speed.SCHEMES)
+    with progress("probing", 2 * len(reading) + len(teams) * (len(names) + 20)) as advance:
         read, cached = {}, {}
-        for threads in team:
+        for threads in reading:
             read[threads] = speed.read_speed(threads, 1.0)
             cached[threads] = speed.cached_read_speed(threads, 0.25)
             advance(2)
-        matrices = speed.Matrices(machine.cores)
-        memory: dict[str, dict[int, float]] = {scheme: {} for scheme in speed.SCHEMES}
-        near: dict[str, dict[int, float]] = {scheme: {} for scheme in speed.SCHEMES}
-        for threads in ends:
-            for scheme in speed.SCHEMES:
-                memory[scheme][threads], near[scheme][threads] = matrices.ns_per_weight(scheme, threads)
+        matrices = speed.Matrices(max(teams))
+        memory: dict[str, dict[int, float]] = {scheme: {} for scheme in names}
+        near: dict[str, dict[int, float]] = {scheme: {} for scheme in names}
+        distance: dict[int, dict[int, float]] = {}
+        for threads in teams:
+            for scheme in names:
+                memory[scheme][threads], near[scheme][threads] = matrices.ns_per_weight(scheme, threads, 0.2)
                 advance(1)
-    speeds = Speeds(
-        {threads: found.median for threads, found in read.items()},
-        {threads: found.most for threads, found in read.items()},
-        {threads: found.median for threads, found in cached.items()},
-        memory,
-        near,
-    )
-    measured = replace(machine, speeds=speeds)
-    path = hardware.save_profile(measured, Path(out) if out else None)
-    return Probe(measured, native.available(), str(path))
+            for nbytes, share in matrices.distance(threads).items():
+                distance.setdefault(nbytes, {})[threads] = share
+            advance(5)
+        speeds = Speeds(
+            {threads: found.median for threads, found in read.items()},
+            {threads: found.most for threads, found in read.items()},
+            {threads: found.median for threads, found in cached.items()},
+            memory, near, distance, {}, {},
+        )  # fmt: skip
+        del matrices
+        return replace(machine, speeds=_with_fixed(replace(machine, speeds=speeds), teams, advance))
+
+
+def _with_fixed(machine: Hardware, teams: Sequence[int], advance: Callable[[float], None]) -> Speeds:
+    """The machine's speeds with what a token takes beside its matrices."""
+    from paretobit.evals.fixed import fixed_ns
+    from paretobit.profile import FIXED
+
+    near: dict[str, dict[int, float]] = {name: {} for name in FIXED}
+    far: dict[str, dict[int, float]] = {name: {} for name in FIXED}
+    for threads in teams:
+        for table, found in zip((near, far), fixed_ns(machine, threads), strict=True):
+            for name in FIXED:
+                table[name][threads] = found[name]
+        advance(15)
+    assert machine.speeds is not None
+    return replace(machine.speeds, fixed_ns=near, far_fixed_ns=far)
 
 
 def thread_counts(cores: int) -> tuple[int, ...]:

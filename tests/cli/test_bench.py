@@ -10,9 +10,11 @@ import pytest
 import paretobit as pb
 from paretobit import hardware, native, speed
 from paretobit.errors import ParetobitError
+from paretobit.evals import fixed
 from paretobit.evals.latency import Latency, Round
 from paretobit.evals.memory import Resident
 from paretobit.reports.results import read
+from paretobit.profile import FIXED
 from paretobit.speed import Spread
 from paretobit.verbs import bench as bench_verb
 from paretobit.verbs import probe as probe_verb
@@ -32,6 +34,9 @@ def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "READ_BYTES", 1 << 20)
     monkeypatch.setattr(speed, "MOST_READ_BYTES", 1 << 20)
     monkeypatch.setattr(speed, "MATRIX_BYTES", 1 << 20)
+    monkeypatch.setattr(fixed, "LARGE", fixed.Small(64, 128, 2))
+    for name in ("TOKENS", "ROUNDS", "FAR_TOKENS", "FAR_ROUNDS"):
+        monkeypatch.setattr(fixed, name, 1)
     read_seconds, multiply_seconds = native.read_seconds, native.multiply_seconds
     monkeypatch.setattr(native, "read_seconds", lambda nbytes, threads, limit: read_seconds(nbytes, threads, 0.0))
     monkeypatch.setattr(
@@ -120,6 +125,10 @@ def test_probe(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
     assert set(made.speeds.ns_per_weight) == set(made.speeds.cached_ns_per_weight) == set(speed.SCHEMES)
     assert all(set(times) == {1, 2} for times in made.speeds.ns_per_weight.values())
     assert set(made.speeds.read_gb_s) == set(made.speeds.cached_read_gb_s) == {1, 2}
+    assert max(made.speeds.distance) >= 1 << 20 and all(0 <= x <= 1 for x in made.speeds.distance[1 << 20].values())
+    for table in (made.speeds.fixed_ns, made.speeds.far_fixed_ns):
+        assert set(table) == set(FIXED) and all(set(times) == {1, 2} for times in table.values())
+    assert any(times[1] > 0 for times in made.speeds.fixed_ns.values())
     assert "probing: 100 %" in done.err and "about 0 s left" in done.err
     text = printed(probe_verb.show(pb.probe(out=str(path))))
     assert all(scheme in text for scheme in speed.SCHEMES) and f"saved as {path}" in text
@@ -133,7 +142,7 @@ def test_probe_keeps_the_profile_in_the_cache(command: Command, monkeypatch: pyt
 
 
 def test_probe_says_where_it_cannot_write(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "SCHEMES", ("w4",))
+    monkeypatch.setattr(speed, "SCHEMES", ("w2", "w8"))
     (tmp_path / "file").touch()
     assert "there is a file in the way" in command("probe", "-o", tmp_path / "file" / "p.json").error
     with pytest.raises(ParetobitError):

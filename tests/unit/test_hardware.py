@@ -9,7 +9,8 @@ import pytest
 
 from paretobit import hardware, native
 from paretobit.errors import ParetobitError
-from paretobit.hardware import Cache, Hardware, Speeds
+from paretobit.hardware import Cache, Hardware, Power, Published, Speeds
+from paretobit.profile import FIXED
 
 GIB = 1 << 30
 
@@ -145,13 +146,19 @@ def test_shared_processors(root, spelled, cpus):
 
 
 BY_THREADS = {1: 12.5, 2: 24.0}
-SPEEDS = Speeds(BY_THREADS, {1: 13.0, 2: 25.5}, {1: 130.0}, {"w4g64": BY_THREADS}, {"w1.58": {1: 0.01}, "bf16": {}})
-PROFILE = Hardware("avx2", 2, "x", 3, (Cache(1, "data", 32768, 2),), SPEEDS)
+NS = {"w4g64": BY_THREADS, "bf16": {}}
+DISTANCE = {1 << 20: {1: 0.0}, 1 << 25: {1: 0.5, 2: 1.0}}
+SPEEDS = Speeds(
+    BY_THREADS, {1: 13.0, 2: 25.5}, {1: 130.0}, NS, {"w4g64": {1: 0.01}, "bf16": {}}, DISTANCE,
+    {name: {1: 0.0, 2: 7.5} for name in FIXED}, {name: {} for name in FIXED},
+)  # fmt: skip
+POWER, PUBLISHED = Power(2.5, 1e-10, "a book"), Published(5.6, "a paper")
+PROFILE = Hardware("avx2", 2, "x", 3, (Cache(1, "data", 32768, 2),), SPEEDS, POWER, PUBLISHED)
 
 
 def test_a_profile_comes_back(tmp_path, monkeypatch):
     assert hardware.load_profile(hardware.save_profile(PROFILE, tmp_path / "new" / "p.json")) == PROFILE
-    bare = dataclasses.replace(PROFILE, speeds=None, caches=())
+    bare = dataclasses.replace(PROFILE, speeds=None, caches=(), power=None, published=None)
     assert hardware.load_profile(hardware.save_profile(bare, tmp_path / "bare.json")) == bare
     assert json.loads((tmp_path / "bare.json").read_text())["speeds"] is None
 
@@ -183,7 +190,8 @@ def speeds(**fields: object) -> dict:
 HOSTILE = {
     "not an object": [],
     "another kind": changed(kind="model"),
-    "another version": changed(version=2),
+    "an older version": changed(version=1),
+    "another version": changed(version=3),
     "a version that is true": changed(version=True),
     "no isa": {k: v for k, v in changed().items() if k != "isa"},
     "an isa of escapes": changed(isa="\x1b[2J"),
@@ -208,6 +216,22 @@ HOSTILE = {
     "a speed of ten to the 400": speeds(read_gb_s={"1": 10**400}),
     "a speed of NaN": speeds(cached_read_gb_s={"1": float("nan")}),
     "a speed of infinity": speeds(best_read_gb_s={"1": float("inf")}),
+    "no size": speeds(distance={"all": {"1": 0.5}}),
+    "a size of zero": speeds(distance={"0": {"1": 0.5}}),
+    "further than memory": speeds(distance={"1024": {"1": 1.01}}),
+    "nearer than the core": speeds(distance={"1024": {"1": -0.01}}),
+    "a part that is not known": speeds(fixed_ns={**{name: {} for name in FIXED}, "coffee": {}}),
+    "a part too few": speeds(far_fixed_ns={name: {} for name in FIXED[1:]}),
+    "a part that gives time back": speeds(fixed_ns={name: {"1": -1.0} for name in FIXED}),
+    "schemes that are measured near but not far": speeds(cached_ns_per_weight={"w4": {"1": 1.0}}),
+    "power that is a number": changed(power=5.0),
+    "power of nobody's": changed(power={"core_watts": 5.0, "joules_per_byte": 1e-10}),
+    "power with an empty source": changed(power={"core_watts": 5.0, "joules_per_byte": 1e-10, "source": ""}),
+    "power of nothing": changed(power={"core_watts": 0, "joules_per_byte": 1e-10, "source": "x"}),
+    "a byte that gives energy": changed(power={"core_watts": 5.0, "joules_per_byte": -1e-10, "source": "x"}),
+    "published without a source": changed(published={"read_gb_s": 5.0}),
+    "published by an escape": changed(published={"read_gb_s": 5.0, "source": "\x1b[2J"}),
+    "published standstill": changed(published={"read_gb_s": 0.0, "source": "x"}),
     "no scheme": speeds(ns_per_weight={"w7": {"1": 1.0}}),
     "a scheme without end": speeds(ns_per_weight={"w4g" + "6" * 99999: {"1": 1.0}}),
     "times that are no object": speeds(cached_ns_per_weight={"w4": 1.0}),
@@ -232,3 +256,24 @@ def test_a_profile_that_is_no_json(tmp_path, raw):
     path.write_bytes(raw)
     with pytest.raises(ParetobitError, match=r"profile\.json"):
         hardware.load_profile(path)
+
+
+def test_every_device_is_a_profile_that_names_its_source():
+    assert {"pi4", "pi5", "pixel8", "n100", "orin-nano", "snapdragon8gen3"} <= set(hardware.devices())
+    for name in hardware.devices():
+        found = hardware.find(name)
+        assert found.published is not None and len(found.published.source) > 20
+        assert 1 < found.published.read_gb_s < 200
+        assert found.speeds is None  # nothing of it was measured here
+
+
+def test_a_machine_is_found_by_its_file(tmp_path):
+    path = hardware.save_profile(PROFILE, tmp_path / "machine.json")
+    assert hardware.find(path) == hardware.find(str(path)) == PROFILE
+
+
+@pytest.mark.parametrize("name", ["", "pi", "../devices/pi4", "no/such/file.json", "x" * 5000, "\0"])
+def test_an_unknown_machine_is_refused_with_the_names_there_are(name):
+    with pytest.raises(ParetobitError, match="no device is called") as told:
+        hardware.find(name)
+    assert all(device in told.value.hint for device in hardware.devices())
