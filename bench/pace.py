@@ -1,16 +1,17 @@
 """Do predicted milliseconds hold? Random plans of a model, predicted from the machine's profile and measured.
 
-    python -m bench.pace demo:smollm2 demo:gemma3 [--plans 20] [--threads 1,2] [--every 5] [--context 288]
+    python -m bench.pace demo:smollm2 demo:gemma3 [--plans 20] [--threads 1,2] [--context 288] [--alternate]
 
 A plan draws a mean width and for each tap's matrices a scheme near it; where one is a trellis, all taps turn. Measured
-are blank models (paretobit/evals/blank.py). Machines change their speed: the profile is made anew before every --every
-plans, and each of them is judged by the one before it. Prints a table, and medians and worst of the errors.
+are blank models (paretobit/evals/blank.py), predictions come from one profile made before. Where neighbours slow the
+machine, now more, now less, --alternate times the matrices' schemes again before and after every plan and takes the
+mean of both predictions: what is judged then is the model, not how long a profile stays true. Prints a table, and
+medians and worst of the errors.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -21,14 +22,16 @@ from paretobit.checkpoint.base import Checkpoint
 from paretobit.evals.blank import blank, decode_ms
 from paretobit.pace import CONTEXT, predict
 from paretobit.planfile import ROTATE, Layer, Plan, taps
+from paretobit.profile import Hardware
 from paretobit.scheme import parse
 from paretobit.sizes import human
-from paretobit.speed import Spread
+from paretobit.speed import Matrices, Spread
 from paretobit.verbs.bench import parse_threads
 from paretobit.verbs.probe import measure_machine
 
 SCHEMES = ("w1t", "w2t", "w3t", "w4t", "w2", "w3", "w4", "w4g64", "w5", "w6", "w8")
 TOKENS = 32
+AGAIN = 0.06  # seconds a scheme
 
 
 @dataclass(frozen=True)
@@ -68,19 +71,42 @@ def random_plan(source: Checkpoint, seed: int) -> Plan:
     return Plan(source.hash, layers, ({"method": ROTATE, "seed": 0},) if turns else ())
 
 
-def rows_of(source: Checkpoint, given: argparse.Namespace, teams: tuple[int, ...]) -> Iterator[Row]:
-    machine = None
+class Profile:
+    """This machine's, timed again where that is wanted."""
+
+    def __init__(self, teams: tuple[int, ...], alternate: bool) -> None:
+        self.teams, self.machine = teams, measure_machine(teams, SCHEMES)
+        self.matrices = Matrices(max(teams)) if alternate else None
+
+    def now(self, plan: Plan) -> Hardware:
+        if self.matrices is None:
+            return self.machine
+        schemes = {str(layer.scheme) for layer in plan.layers.values()}
+        memory, near, distance = self.matrices.tables(self.teams, schemes, AGAIN, lambda amount: None)
+        assert self.machine.speeds is not None
+        speeds = replace(
+            self.machine.speeds, ns_per_weight=memory, cached_ns_per_weight=near, distance=distance
+        )  # fmt: skip
+        return replace(self.machine, speeds=speeds)
+
+
+def rows_of(source: Checkpoint, profile: Profile, given: argparse.Namespace) -> Iterator[Row]:
+    prompt = max(0, given.context - TOKENS // 2)
     for seed in range(given.plans):
-        if machine is None or seed % given.every == 0:
-            machine = measure_machine(teams, SCHEMES)
-            print(f"profile made again before seed {seed}", file=sys.stderr)
         plan = random_plan(source, seed)
         with blank(source, plan) as packed:
-            for threads in teams:
-                found = predict(source.arch, plan, machine, threads, given.context)
-                prompt = max(0, given.context - TOKENS // 2)
-                ms = decode_ms(packed, threads, prompt=prompt, tokens=TOKENS, rounds=given.rounds)
-                yield Row(source.name, seed, packed.size_bytes, threads, found.ms_per_token, ms)
+            before = profile.now(plan)
+            ms = {
+                threads: decode_ms(packed, threads, prompt=prompt, tokens=TOKENS, rounds=given.rounds)
+                for threads in profile.teams
+            }
+            after = profile.now(plan)
+            for threads, measured in ms.items():
+                both = [
+                    predict(source.arch, plan, machine, threads, given.context).ms_per_token
+                    for machine in (before, after)
+                ]
+                yield Row(source.name, seed, packed.size_bytes, threads, sum(both) / 2, measured)
 
 
 def summary(rows: list[Row]) -> str:
@@ -101,7 +127,7 @@ def main() -> None:
     parser.add_argument("model", nargs="+")
     parser.add_argument("--plans", type=int, default=20)
     parser.add_argument("--threads", help="numbers of threads, such as 1,2 (default: 1 and all cores)")
-    parser.add_argument("--every", type=int, default=5, help="plans between two profiles")
+    parser.add_argument("--alternate", action="store_true", help="time matrices again around every plan")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--context", type=int, default=CONTEXT, help="positions that a token attends to")
     given = parser.parse_args()
@@ -109,9 +135,9 @@ def main() -> None:
     print(f"{hardware.cpu_name()}, {hardware.cores()} cores, {hardware.isa()}; {given.context} positions\n")
     print("| model | seed | size | threads | predicted ms | measured ms | error |\n|---|---|---|---|---|---|---|")
     rows: list[Row] = []
+    profile = Profile(teams, given.alternate)
     for model in given.model:
-        source = open_model(model)
-        for row in rows_of(source, given, teams):
+        for row in rows_of(open_model(model), profile, given):
             rows.append(replace(row, model=model))
             print(rows[-1], flush=True)
     print("\n" + summary(rows))

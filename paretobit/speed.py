@@ -6,7 +6,7 @@ Machines are noisy, and one-sidedly so: a figure is the median of several runs, 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -86,6 +86,9 @@ def _speed(nbytes: int, threads: int, limit: float) -> Spread:
     return Spread.of(whole / seconds / 1e9 for seconds in native.read_seconds(whole, threads, limit))
 
 
+Table = dict[str, dict[int, float]]
+
+
 class Matrices:
     """Random packed bytes, enough for a matrix of any scheme that fills MATRIX_BYTES or what memory allows.
 
@@ -112,6 +115,22 @@ class Matrices:
         cached = self._time(made, self._rows(made, threads, threads * core_cache_bytes() // 2), threads, limit)
         quick = max(step, int(SLOW / (1e-9 * cached * COLUMNS)) // step * step)
         return self._time(made, min(self._rows(made, threads), quick), threads, limit), cached
+
+    def tables(
+        self, teams: Iterable[int], schemes: Iterable[str], limit: float, advance: Callable[[float], None]
+    ) -> tuple[Table, Table, dict[int, dict[int, float]]]:
+        """(ns a weight from memory by scheme and number of threads, from the cores' own caches, `distance` by bytes and
+        number of threads): what a profile says of matrices. advance: told of every scheme."""
+        memory: Table = {scheme: {} for scheme in schemes}
+        near: Table = {scheme: {} for scheme in memory}
+        distance: dict[int, dict[int, float]] = {}
+        for threads in teams:
+            for scheme in memory:
+                memory[scheme][threads], near[scheme][threads] = self.ns_per_weight(scheme, threads, limit)
+                advance(1)
+            for nbytes, share in self.distance(threads, 0.4 * limit).items():
+                distance.setdefault(nbytes, {})[threads] = share
+        return memory, near, distance
 
     def distance(self, threads: int, limit: float = 0.08) -> dict[int, float]:
         """By bytes that are read again and again, how far from the cores' own caches towards memory they seem to lie,

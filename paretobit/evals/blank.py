@@ -7,6 +7,7 @@ quantized. All floats are ordinary numbers: subnormal ones would take ten times 
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from paretobit import __version__
 from paretobit.arch import resolve
 from paretobit.artifact import FORMAT, METADATA, TENSORS, Artifact, documents, file_order
 from paretobit.checkpoint.base import Checkpoint
-from paretobit.evals.latency import one_round
+from paretobit.evals.latency import Clock, one_round
 from paretobit.planfile import Plan
 from paretobit.runtime.session import Session
 from paretobit.scheme import parse
@@ -78,11 +79,12 @@ def measured_ms(
 
 
 def decode_ms(
-    packed: Artifact, threads: int, *, prompt: int = PROMPT, tokens: int = TOKENS, rounds: int = ROUNDS
-) -> Spread:
+    packed: Artifact, threads: int, *, prompt: int = PROMPT, tokens: int = TOKENS, rounds: int = ROUNDS,
+    clock: Clock = time.perf_counter,
+) -> Spread:  # fmt: skip
     """The same of a packed model: one value a round, after one that does not count."""
     session = Session(packed, threads=threads, context=min(prompt + tokens, packed.arch.max_positions))
-    found = [1e3 * one_round(session, prompt, tokens)[1] / tokens for _ in range(rounds + 1)]
+    found = [1e3 * one_round(session, prompt, tokens, clock)[1] / tokens for _ in range(rounds + 1)]
     return Spread.of(found[1:])
 
 

@@ -53,30 +53,19 @@ def measure_machine(teams: Sequence[int] | None = None, schemes: Sequence[str] |
     reading = thread_counts(machine.cores)
     teams = teams or ((1,) if machine.cores == 1 else (1, machine.cores))
     names = tuple(schemes or speed.SCHEMES)
-    with progress("probing", 2 * len(reading) + len(teams) * (len(names) + 20)) as advance:
+    with progress("probing", 2 * len(reading) + len(teams) * (len(names) + 15)) as advance:
         read, cached = {}, {}
         for threads in reading:
             read[threads] = speed.read_speed(threads, 1.0)
             cached[threads] = speed.cached_read_speed(threads, 0.25)
             advance(2)
-        matrices = speed.Matrices(max(teams))
-        memory: dict[str, dict[int, float]] = {scheme: {} for scheme in names}
-        near: dict[str, dict[int, float]] = {scheme: {} for scheme in names}
-        distance: dict[int, dict[int, float]] = {}
-        for threads in teams:
-            for scheme in names:
-                memory[scheme][threads], near[scheme][threads] = matrices.ns_per_weight(scheme, threads, 0.2)
-                advance(1)
-            for nbytes, share in matrices.distance(threads).items():
-                distance.setdefault(nbytes, {})[threads] = share
-            advance(5)
+        tables = speed.Matrices(max(teams)).tables(teams, names, 0.2, advance)
         speeds = Speeds(
             {threads: found.median for threads, found in read.items()},
             {threads: found.most for threads, found in read.items()},
             {threads: found.median for threads, found in cached.items()},
-            memory, near, distance, {}, {},
+            *tables, {}, {},
         )  # fmt: skip
-        del matrices
         return replace(machine, speeds=_with_fixed(replace(machine, speeds=speeds), teams, advance))
 
 

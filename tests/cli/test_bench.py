@@ -13,8 +13,8 @@ from paretobit.errors import ParetobitError
 from paretobit.evals import fixed
 from paretobit.evals.latency import Latency, Round
 from paretobit.evals.memory import Resident
-from paretobit.reports.results import read
 from paretobit.profile import FIXED
+from paretobit.reports.results import read
 from paretobit.speed import Spread
 from paretobit.verbs import bench as bench_verb
 from paretobit.verbs import probe as probe_verb
