@@ -15,7 +15,16 @@ from pathlib import Path
 
 from paretobit.errors import ParetobitError
 from paretobit.native import isa
-from paretobit.profile import MOST_PROFILE_BYTES, Cache, Hardware, Power, Published, Speeds, read_profile
+from paretobit.profile import (
+    MOST_PROFILE_BYTES,
+    PROFILE_VERSION,
+    Cache,
+    Hardware,
+    Power,
+    Published,
+    Speeds,
+    read_profile,
+)
 from paretobit.work import cache_folder, disk_errors, read_bytes, write_atomically
 
 __all__ = [
@@ -79,7 +88,8 @@ def _cpus(spelled: str) -> int:
 
 def profile_path() -> Path:
     """Where the profile of the machine in use is kept: PARETOBIT_ISA, more cores or another machine give another."""
-    return cache_folder() / f"hardware-{Hardware(isa(), cores(), cpu_name(), 0).hash}.json"
+    this = Hardware(isa(), cores(), cpu_name(), 0)
+    return cache_folder() / f"hardware-{PROFILE_VERSION}-{this.hash}.json"  # an older version's is passed over
 
 
 def save_profile(hardware: Hardware, path: Path | None = None) -> Path:

@@ -2,8 +2,7 @@
 time and bytes; which of the two, and how, stands beside every figure.
 
 Counters: RAPL through Linux' powercap (Documentation/power/powercap/powercap.rst): microjoules that only grow, and
-start over at `max_energy_range_uj`. Modelled: busy cores times seconds, and bytes that leave memory; Horowitz,
-"Computing's energy problem" (ISSCC 2014) gives 1.3 to 2.6 nJ for 64 bits from DRAM. A core's power is an assumption.
+start over at `max_energy_range_uj`. Modelled: busy cores times seconds and bytes that leave memory (profile.Power).
 """
 
 from __future__ import annotations
@@ -17,14 +16,13 @@ from typing import Any
 
 from paretobit.errors import ParetobitError
 from paretobit.hardware import text_of
+from paretobit.profile import ASSUMED_POWER, Power
 from paretobit.speed import Spread
 
 ROOT = Path("/")  # of /sys; tests give a made-up tree
 MEASURED, MODELLED = "measured", "modelled"
 PARTS = ("package", "dram")  # what is added up: cores and graphics are parts of a package, psys is the whole board
 MICRO = 1e-6
-CORE_WATTS = 5.0  # an assumption: what a busy core draws where nothing tells
-DRAM_J_PER_BYTE = 1.95e-9 / 8  # the middle of Horowitz's range
 JOULES_PER_KWH = 3.6e6
 MIX = "codecarbon/data/private_infra/global_energy_mix.json"
 
@@ -87,8 +85,7 @@ class Meter:
     """Runs work and says what it took. counters: [] models; idle_s: how long the baseline is watched before a run."""
 
     counters: Sequence[Counter] = field(default_factory=counters)
-    core_watts: float = CORE_WATTS
-    joules_per_byte: float = DRAM_J_PER_BYTE
+    power: Power = ASSUMED_POWER
     idle_s: float = 1.0
     clock: Callable[[], float] = time.perf_counter
     sleep: Callable[[float], None] = time.sleep
@@ -120,15 +117,14 @@ class Meter:
 
     def modelled(self, seconds: float, cores: int, nbytes: float) -> float:
         """Joules of so many seconds on so many busy cores with so many bytes read."""
-        return self.core_watts * cores * seconds + self.joules_per_byte * nbytes
+        return self.power.joules(seconds, cores, nbytes)
 
     @property
     def source(self) -> str:
         if self.counters:
             names = " and ".join(sorted({counter.name for counter in self.counters}, reverse=True))
             return f"RAPL, {names}, idle subtracted"
-        picojoules = 1e12 * self.joules_per_byte
-        return f"{self.core_watts:g} W a busy core and {picojoules:.0f} pJ a byte from memory, not measured"
+        return str(self.power)
 
     def _spent(self, work: Callable[[], object]) -> tuple[float, float]:
         """(joules, seconds) of `work`; 0 joules without counters."""

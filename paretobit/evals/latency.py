@@ -69,6 +69,11 @@ class Latency:
         return Spread.of(self.tokens / r.decode_s for r in self.rounds)
 
     @property
+    def ms_per_token(self) -> Spread:
+        """Milliseconds of wall time a token that comes alone."""
+        return Spread.of(1e3 * r.decode_s / self.tokens for r in self.rounds)
+
+    @property
     def first_token_s(self) -> Spread:
         """From the prompt to its first token, the model loaded."""
         return Spread.of(r.prompt_s for r in self.rounds)

@@ -1,4 +1,4 @@
-"""bench: how fast a packed model runs here, how much memory it takes, and how near it comes to the machine's limit."""
+"""bench: how fast a packed model runs here, what memory and energy it takes, and how near it comes to the limit."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from paretobit.verbs.verb import Option, Verb
 
 if TYPE_CHECKING:
     from paretobit.artifact import Artifact
+    from paretobit.evals.energy import Energy, Meter
     from paretobit.evals.latency import Latency
     from paretobit.evals.memory import Resident
+    from paretobit.runtime.session import Session
     from paretobit.speed import Spread
 
 PROMPT = "The capital of France is"
@@ -23,11 +25,13 @@ PROMPT = "The capital of France is"
 @dataclass(frozen=True)
 class Run:
     """One number of threads. start_s: seconds from starting `paretobit run` to the first token of a short prompt;
-    resident: most memory of that command while it decodes, None where the system does not tell."""
+    resident: most memory of that command while it decodes, None where the system does not tell; energy: of a decoded
+    token."""
 
     latency: Latency
     start_s: Spread
     resident: Resident | None
+    energy: Energy
 
     def to_json(self) -> dict[str, Any]:
         """Medians under the names that scripts rely on, all spreads under `spreads`."""
@@ -35,6 +39,8 @@ class Run:
         spreads = {
             "prefill_tokens_per_s": latency.prefill_tokens_per_s,
             "decode_tokens_per_s": latency.decode_tokens_per_s,
+            "ms_per_token": latency.ms_per_token,
+            "joules_per_token": self.energy.joules,
             "time_to_first_token_s": self.start_s,
             "loaded_time_to_first_token_s": latency.first_token_s,
             "bandwidth_gb_s": latency.bandwidth_gb_s,
@@ -45,6 +51,8 @@ class Run:
         return {
             "threads": latency.threads,
             **{name: spread.median for name, spread in spreads.items()},
+            "energy_method": self.energy.method,
+            "energy_source": self.energy.source,
             "resident_bytes": resident and resident.total,
             "resident_own_bytes": resident and resident.own,
             "resident_file_bytes": resident and resident.file,
@@ -57,19 +65,30 @@ class Run:
 
 @dataclass(frozen=True)
 class Bench:
-    """A model's speed on this machine, one run a number of threads."""
+    """A model's speed on this machine, one run a number of threads. grid: the country of --grid, None without."""
 
     path: str
     isa: str
     cpu: str
     size_bytes: int
     runs: tuple[Run, ...]
+    grid: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The figures of the run with the most threads, and all `runs`."""
         most = max(self.runs, key=lambda run: run.latency.threads)
-        about = {"path": self.path, "isa": self.isa, "cpu": self.cpu, "size_bytes": self.size_bytes}
-        return {**about, **most.to_json(), "runs": [run.to_json() for run in self.runs]}
+        about = {"path": self.path, "isa": self.isa, "cpu": self.cpu, "size_bytes": self.size_bytes, "grid": self.grid}
+        return {**about, **self._run(most), "runs": [self._run(run) for run in self.runs]}
+
+    def _run(self, run: Run) -> dict[str, Any]:
+        return run.to_json() | ({} if self.grid is None else {"gco2e_per_million_tokens": self.grams(run)})
+
+    def grams(self, run: Run) -> float:
+        """Of CO2 equivalent, a million decoded tokens from the grid of --grid."""
+        from paretobit.evals.energy import carbon
+
+        assert self.grid is not None
+        return carbon(1e6 * run.energy.joules.median, self.grid)
 
 
 def bench(
@@ -79,19 +98,24 @@ def bench(
     tokens: Annotated[int, Option("Tokens to decode in a round.")] = 64,
     prompt: Annotated[int, Option("Tokens of the prompt.")] = 256,
     rounds: Annotated[int, Option("Rounds of reading memory, prompt and decoding in turn.")] = 5,
+    grid: Annotated[str | None, Option("Country of the grid, such as IND: adds g CO2e per million tokens.")] = None,
 ) -> Bench:
-    """Measure a packed model: prefill and decode tokens/s, time to first token, memory, share of the read bandwidth.
+    """Measure a packed model: tokens/s, time to first token, memory, energy, share of the read bandwidth.
 
-    Figures are medians, with the range; they are appended to OUT/results.jsonl. Raises ParetobitError on bad input.
+    Energy is the processor's own counters' where the system shows them, else modelled, and says which. Figures are
+    medians, with the range; they are appended to OUT/results.jsonl. Raises ParetobitError on bad input.
     """
     from paretobit import hardware
     from paretobit.artifact import Artifact
+    from paretobit.evals.energy import carbon
 
+    if grid is not None:
+        carbon(1.0, grid)  # a country that is not known is said before the work
     teams = parse_threads(threads, hardware.cores())
     packed = Artifact(Path(out))
     with progress(f"measuring {packed.name}", len(teams) * (2 * rounds + 1)) as advance:
         runs = tuple(_run(packed, team, prompt, tokens, rounds, advance) for team in teams)
-    result = Bench(str(out), hardware.isa(), hardware.cpu_name(), packed.size_bytes, runs)
+    result = Bench(str(out), hardware.isa(), hardware.cpu_name(), packed.size_bytes, runs, grid)
     _remember(packed, result)
     return result
 
@@ -115,6 +139,7 @@ def _run(packed: Artifact, threads: int, prompt: int, tokens: int, rounds: int, 
     session = Session(packed, threads=threads)
     size = bytes_per_token(packed)
     latency = measure(session, size, prompt=prompt, tokens=tokens, rounds=rounds, advance=advance)
+    energy = decode_energy(session, latency)
     del session
     first = run_command(packed, threads, 1)
     first_output_s(first)  # what it reads is in the page cache from now on
@@ -124,7 +149,37 @@ def _run(packed: Artifact, threads: int, prompt: int, tokens: int, rounds: int, 
         advance(1)
     resident = watch(run_command(packed, threads, tokens))
     advance(1)
-    return Run(latency, Spread.of(starts), resident)
+    return Run(latency, Spread.of(starts), resident, energy)
+
+
+def decode_energy(session: Session, latency: Latency, meter: Meter | None = None) -> Energy:
+    """Of one token, decoded as in `latency`'s rounds: by counters in as many rounds more, else modelled from those."""
+    from paretobit.evals.energy import MODELLED, Energy, Meter
+    from paretobit.evals.latency import token_ids
+    from paretobit.hardware import load_profile
+    from paretobit.profile import ASSUMED_POWER
+    from paretobit.speed import Spread
+
+    if meter is None:
+        profile = load_profile()
+        meter = Meter(power=(profile and profile.power) or ASSUMED_POWER)
+    prompt, tokens, threads, nbytes = latency.prompt_tokens, latency.tokens, latency.threads, latency.bytes_per_token
+    if not meter.counters:
+        seconds = [found.decode_s / tokens for found in latency.rounds]
+        joules = Spread.of(meter.modelled(s, threads, nbytes) for s in seconds)
+        return Energy(joules, MODELLED, meter.source, Spread.of(seconds))
+    ids, slot = token_ids(session.arch.vocab, prompt + tokens), session.open()
+
+    def work() -> None:
+        for token in ids[prompt:]:
+            session.feed(slot, [token])
+        session.truncate(slot, prompt)
+
+    try:
+        session.feed(slot, ids[:prompt])
+        return meter.measure(work, tokens, threads, nbytes, len(latency.rounds))
+    finally:
+        session.close(slot)
 
 
 def run_command(packed: Artifact, threads: int, tokens: int) -> list[str]:
@@ -137,6 +192,7 @@ def _remember(packed: Artifact, result: Bench) -> None:
     """Append the figures to the model's results; a folder that cannot be written only warns."""
     from paretobit import hardware
     from paretobit.artifact import RESULTS
+    from paretobit.evals.energy import MODELLED
     from paretobit.reports.card import write_card
     from paretobit.reports.results import Result, append
 
@@ -148,7 +204,8 @@ def _remember(packed: Artifact, result: Bench) -> None:
         for metric, unit in UNITS.items():
             if found[metric] is not None:
                 n = len(run.latency.rounds) if metric in found["spreads"] else 1
-                rows.append(Result(metric, found[metric], unit, n, None, packed.hash, machine, command))
+                name = f"{metric}_modelled" if metric == JOULES and found["energy_method"] == MODELLED else metric
+                rows.append(Result(name, found[metric], unit, n, None, packed.hash, machine, command))
     try:
         append(packed.folder / RESULTS, rows)
         write_card(packed.folder)
@@ -156,9 +213,12 @@ def _remember(packed: Artifact, result: Bench) -> None:
         say(f"warning: the results are not kept: {why}")
 
 
+JOULES = "joules_per_token"
 UNITS = {
     "prefill_tokens_per_s": "tokens/s",
     "decode_tokens_per_s": "tokens/s",
+    "ms_per_token": "ms",
+    JOULES: "J",
     "time_to_first_token_s": "s",
     "bandwidth_gb_s": "GB/s",
     "bandwidth_share": "",
@@ -174,14 +234,15 @@ def show(result: Bench) -> Any:
 
     table = Table(box=None, header_style="bold")
     for column in (
-        "threads", "prefill tokens/s", "decode tokens/s", "GB/s", "of GB/s read", "share", "first token s",
-        "from start s", "resident",
+        "threads", "prefill tokens/s", "decode tokens/s", "ms a token", "mJ a token", "GB/s", "of GB/s read", "share",
+        "first token s", "from start s", "resident",
     ):  # fmt: skip
         table.add_column(column, justify="right")
     for run in result.runs:
         at = run.latency
         table.add_row(
             str(at.threads), at.prefill_tokens_per_s.text(), at.decode_tokens_per_s.text(),
+            f"{at.ms_per_token.median:.3f}", f"{1e3 * run.energy.joules.median:.3g}",
             at.bandwidth_gb_s.text(), at.read_gb_s.text(), f"{at.bandwidth_share.median:.0%}",
             at.first_token_s.text(3), run.start_s.text(2), human(run.resident.total) if run.resident else "unknown",
         )  # fmt: skip
@@ -194,7 +255,18 @@ def show(result: Bench) -> Any:
         f"Medians of {len(at.rounds)} rounds (range). Prompt {at.prompt_tokens} tokens, then {at.tokens} one by one, "
         f"{human(at.bytes_per_token)} of weights each. First token: after that prompt, the model loaded; from start: "
         f"of `paretobit run` with a prompt of a few words.",
+        *energy_lines(result),
     )
+
+
+def energy_lines(result: Bench) -> list[str]:
+    """How energy was found, and what it stands for on the grid."""
+    first = result.runs[0].energy
+    lines = [f"Energy: {first.method} ({first.source})."]
+    if result.grid is not None:
+        grams = ", ".join(f"{result.grams(run):.3g} g ({run.latency.threads} threads)" for run in result.runs)
+        lines.append(f"CO2 equivalent of a million tokens, grid {result.grid}: {grams}; {first.method}.")
+    return lines
 
 
 VERB = Verb("bench", bench, show)

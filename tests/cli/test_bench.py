@@ -10,22 +10,26 @@ import pytest
 import paretobit as pb
 from paretobit import hardware, native, speed
 from paretobit.errors import ParetobitError
-from paretobit.evals import fixed
+from paretobit.evals import energy, fixed
+from paretobit.evals.energy import Energy, Meter, counters
 from paretobit.evals.latency import Latency, Round
 from paretobit.evals.memory import Resident
-from paretobit.profile import FIXED
+from paretobit.profile import ASSUMED_POWER, FIXED
 from paretobit.reports.results import read
+from paretobit.runtime.session import Session
 from paretobit.speed import Spread
 from paretobit.verbs import bench as bench_verb
 from paretobit.verbs import probe as probe_verb
 from paretobit.verbs.bench import Bench, Run, parse_threads
 from paretobit.verbs.probe import thread_counts
 from tests.commands import Command
+from tests.unit.test_evals_energy import Machine
 
 KEYS = {
     "prefill_tokens_per_s", "decode_tokens_per_s", "time_to_first_token_s", "resident_bytes", "bandwidth_gb_s", "isa",
-    "threads",
+    "threads", "ms_per_token",
 }  # fmt: skip
+ENERGY = Energy(Spread.of([0.004]), "modelled", "by a book", Spread.of([0.01]))
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +55,13 @@ def packed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_bench_json(packed: Path, command: Command) -> None:
+@pytest.fixture
+def no_counters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine that counts no energy, whatever this one does."""
+    monkeypatch.setattr(energy.counters, "__defaults__", (tmp_path,))
+
+
+def test_bench_json(packed: Path, command: Command, no_counters: None) -> None:
     done = command("bench", packed, "--threads", "2,1", "--tokens", 3, "--prompt", 5, "--rounds", 1, "--json")
     assert done.code == 0, done.err
     found = json.loads(done.out)
@@ -65,11 +75,18 @@ def test_bench_json(packed: Path, command: Command) -> None:
         assert run["bandwidth_gb_s"] == pytest.approx(weights * run["decode_tokens_per_s"] / 1e9)
         assert run["resident_bytes"] >= run["resident_own_bytes"] + run["resident_file_bytes"] > 1e6
         assert run["time_to_first_token_s"] > 0
+        assert run["ms_per_token"] * run["decode_tokens_per_s"] == pytest.approx(1000)
+        joules = ASSUMED_POWER.joules(run["ms_per_token"] / 1e3, run["threads"], weights)
+        assert run["joules_per_token"] == pytest.approx(joules)
+        assert (run["energy_method"], run["energy_source"]) == ("modelled", str(ASSUMED_POWER))
+        assert "gco2e_per_million_tokens" not in run
         assert all(run["spreads"][name]["median"] == run[name] for name in run["spreads"])
     assert "measuring small" in done.err
     rows = [row for row in read(packed / "results.jsonl") if row.command.startswith("paretobit bench THIS --threads 2")]
     kept = {row.metric: row.value for row in rows}
     assert kept["decode_tokens_per_s"] == found["decode_tokens_per_s"] and set(kept) >= KEYS - {"isa", "threads"}
+    assert kept["joules_per_token_modelled"] == found["joules_per_token"] and "joules_per_token" not in kept
+    assert {row.metric: row.unit for row in rows}["ms_per_token"] == "ms"
     assert "| decode_tokens_per_s |" in (packed / "README.md").read_text()
 
 
@@ -101,14 +118,52 @@ def printed(shown: object) -> str:
 def test_bench_as_people_read_it() -> None:
     rounds = (Round(0.5, 2.0, 10.0), Round(0.25, 1.0, 20.0), Round(0.5, 2.0, 10.0))
     latency = Latency(2, 100, 20, 400_000_000, rounds)
-    runs = (Run(latency, Spread.of([0.25]), Resident(3_500_000, 1, 2)), Run(latency, Spread.of([0.25]), None))
-    text = printed(bench_verb.show(Bench("small", "avx2", "a cpu", 5_000_000, runs)))
+    start = Spread.of([0.25])
+    runs = (Run(latency, start, Resident(3_500_000, 1, 2), ENERGY), Run(latency, start, None, ENERGY))
+    text = printed(bench_verb.show(Bench("small", "avx2", "a cpu", 5_000_000, runs, "IND")))
     first, second = (line for line in text.splitlines() if line.strip().startswith("2 "))
     # 100 tokens in 0.5 s; 20 in 2 s; 400 MB a token at 10 tokens/s of 10 GB/s
     for figure in ("200.0 (200.0–400.0)", "10.0 (10.0–20.0)", "4.0 (4.0–8.0)", "40%", "0.500 (0.250–0.500)", "0.25 ("):
         assert figure in first and figure in second
     assert "3.5 MB" in first and "unknown" in second
     assert "Medians of 3 rounds" in text and "400.0 MB of weights" in text
+    # 2 s for 20 tokens; 0.004 J each, a million of them 4000 J; the grid of India 713 g a kWh of 3.6 MJ
+    assert "100.000" in first and "Energy: modelled (by a book)." in text
+    assert "CO2 equivalent of a million tokens, grid IND: 0.793 g (2 threads), 0.793 g (2 threads); modelled." in text
+
+
+def test_bench_measures_energy_where_the_system_counts_it(packed: Path, tmp_path: Path) -> None:
+    """10 W idle; 30 W at work, which takes as long as the clock says: a second for each token fed."""
+    machine = Machine(tmp_path, {"0": "package-0"})
+    session = Session(pb.Artifact(packed), threads=1)
+    fed: list[int] = []
+    feed = session.feed
+
+    def slow_feed(slot: int, tokens: list[int]) -> object:
+        fed.append(session.length(slot))
+        machine.run(1.0, package=30)
+        return feed(slot, tokens)
+
+    session.feed = slow_feed  # type: ignore[method-assign]
+    meter = Meter(counters(tmp_path), clock=lambda: machine.now, sleep=lambda seconds: machine.run(seconds, package=10))
+    latency = Latency(1, 5, 3, 1000, (Round(1.0, 1.0, 1.0),) * 2)
+    found = bench_verb.decode_energy(session, latency, meter)
+    assert (found.method, found.joules.n) == ("measured", 2)
+    assert found.joules.median == pytest.approx(20.0)
+    assert fed == [0, 5, 6, 7, 5, 6, 7]  # a prompt of five, then twice the three tokens after it
+
+
+def test_a_grid_that_nobody_knows_is_refused_before_the_work(packed: Path, command: Command) -> None:
+    done = command("bench", packed, "--grid", "XXX")
+    assert "no carbon intensity of the grid 'XXX'" in done.error and "measuring" not in done.err
+
+
+def test_bench_on_a_grid(packed: Path, command: Command, no_counters: None) -> None:
+    done = command("bench", packed, "--tokens", 3, "--prompt", 5, "--rounds", 1, "--grid", "IND", "--json")
+    found = json.loads(done.out)
+    assert found["grid"] == "IND"
+    assert found["gco2e_per_million_tokens"] == pytest.approx(energy.carbon(1e6 * found["joules_per_token"], "IND"))
+    assert found["runs"][0]["gco2e_per_million_tokens"] == found["gco2e_per_million_tokens"]
 
 
 def test_probe(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

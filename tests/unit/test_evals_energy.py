@@ -9,6 +9,7 @@ import pytest
 from paretobit.errors import ParetobitError
 from paretobit.evals import energy
 from paretobit.evals.energy import MEASURED, MODELLED, Meter, carbon, counters
+from paretobit.profile import Power
 
 LIMIT = 262_143_328_850
 
@@ -75,7 +76,7 @@ def test_without_counters_the_figure_says_that_it_is_modelled(tmp_path: Path) ->
     def work() -> None:
         now[0] += 3.0
 
-    meter = Meter(counters(tmp_path), core_watts=4.0, joules_per_byte=1e-10, clock=lambda: now[0])
+    meter = Meter(counters(tmp_path), power=Power(4.0, 1e-10, "not measured"), clock=lambda: now[0])
     found = meter.measure(work, 30, 2, 1e9, runs=2)
     assert found.method == MODELLED
     assert found.joules.median == pytest.approx(4.0 * 2 * 0.1 + 0.1)
