@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -61,7 +62,7 @@ class Pace:
         """Milliseconds a token of matrix `name` on `scheme`; an embedding apart from the head is only looked up."""
         if self._is_lookup(name):
             return 0.0
-        rows, columns = self.arch.shapes()[name]
+        rows, columns = self._shapes[name]
         if self.hardware.speeds is None:
             return self._least_ms(tensor_bytes(scheme, (rows, columns)))
         return NS * rows * columns * self.ns_per_weight(scheme)
@@ -80,7 +81,7 @@ class Pace:
 
     def matrix_joules(self, name: str, scheme: Scheme) -> float:
         """Joules a token, modelled from `matrix_ms` and bytes by `power`."""
-        nbytes = 0 if self._is_lookup(name) else tensor_bytes(scheme, self.arch.shapes()[name])
+        nbytes = 0 if self._is_lookup(name) else tensor_bytes(scheme, self._shapes[name])
         return self.power.joules(S * self.matrix_ms(name, scheme), self.threads, nbytes)
 
     def fixed_joules(self, turned: Collection[str] = ()) -> float:
@@ -97,6 +98,10 @@ class Pace:
         """How far from a core's own cache towards memory a model of this size seems to lie, 0 to 1."""
         assert self.hardware.speeds is not None
         return distance(self.hardware.speeds, self.nbytes, self.threads)
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return self.arch.shapes()
 
     def _is_lookup(self, name: str) -> bool:
         return name == EMBED and not self.arch.tied
