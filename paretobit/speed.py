@@ -6,7 +6,7 @@ Machines are noisy, and one-sidedly so: a figure is the median of several runs, 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -87,6 +87,7 @@ def _speed(nbytes: int, threads: int, limit: float) -> Spread:
 
 
 Table = dict[str, dict[int, float]]
+Pick = Callable[[Sequence[float]], float]
 
 
 class Matrices:
@@ -94,10 +95,11 @@ class Matrices:
 
     One buffer serves all schemes: how long a product takes does not depend on the codes. Floats are ordinary numbers:
     subnormal ones would take ten times as long. threads: the most that will share a product; there is at least a tile
-    of the widest scheme for each.
+    of the widest scheme for each. pick: the one value that stands for several measured.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, pick: Pick = statistics.median) -> None:
+        self.pick = pick
         least = max(1 << 20, threads * parts(parse("bf16"), (TILE, COLUMNS))[0].nbytes)
         self.nbytes = max(least, min(MATRIX_BYTES, hardware.memory_available() // (2 * SPARE)))
         block = np.random.default_rng(0).integers(0, 256, 1 << 20, np.uint8)
@@ -106,7 +108,7 @@ class Matrices:
         self._halves = np.full(self.nbytes // 8, 0.01, np.float16)  # a quarter of the bytes
 
     def ns_per_weight(self, scheme: str, threads: int, limit: float = 0.25) -> tuple[float, float]:
-        """Median nanoseconds of wall time a weight takes in a matrix times one vector: read from memory, and from the
+        """Nanoseconds of wall time a weight takes in a matrix times one vector: read from memory, and from the
         cores' own caches. Measured for about `limit` seconds each.
 
         A product that would take longer than SLOW is made on fewer rows: it is not memory that it waits for.
@@ -164,4 +166,4 @@ class Matrices:
             arrays[part.suffix] = self._halves[: part.nbytes // 2] if halves else self._bytes[: part.nbytes]
         shape = (rows, COLUMNS)
         found = native.multiply_seconds(scheme.weight, shape, arrays, threads=threads, limit=limit)
-        return 1e9 * statistics.median(found) / (rows * COLUMNS)
+        return 1e9 * self.pick(found) / (rows * COLUMNS)

@@ -6,6 +6,8 @@ quantized. All floats are ordinary numbers: subnormal ones would take ten times 
 
 from __future__ import annotations
 
+import itertools
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,12 +20,12 @@ from paretobit import __version__
 from paretobit.arch import resolve
 from paretobit.artifact import FORMAT, METADATA, TENSORS, Artifact, documents, file_order
 from paretobit.checkpoint.base import Checkpoint
-from paretobit.evals.latency import Clock, one_round
+from paretobit.evals.latency import Clock, token_ids
 from paretobit.planfile import Plan
 from paretobit.runtime.session import Session
 from paretobit.scheme import parse
 from paretobit.sizes import Part, parts
-from paretobit.speed import Spread
+from paretobit.speed import Pick, Spread
 from paretobit.tensorfile import CHUNK, DTYPES, header
 from paretobit.work import cache_folder, disk_errors
 
@@ -80,12 +82,28 @@ def measured_ms(
 
 def decode_ms(
     packed: Artifact, threads: int, *, prompt: int = PROMPT, tokens: int = TOKENS, rounds: int = ROUNDS,
-    clock: Clock = time.perf_counter,
+    clock: Clock = time.perf_counter, pick: Pick = statistics.median,
 ) -> Spread:  # fmt: skip
-    """The same of a packed model: one value a round, after one that does not count."""
+    """The same of a packed model. A value is what `pick` takes from a round's tokens: by the median, one that a
+    neighbour holds up does not count. A first round is left out."""
     session = Session(packed, threads=threads, context=min(prompt + tokens, packed.arch.max_positions))
-    found = [1e3 * one_round(session, prompt, tokens, clock)[1] / tokens for _ in range(rounds + 1)]
+    found = [1e3 * pick(_token_s(session, prompt, tokens, clock)) for _ in range(rounds + 1)]
     return Spread.of(found[1:])
+
+
+def _token_s(session: Session, prompt: int, tokens: int, clock: Clock) -> list[float]:
+    """Seconds of each of so many tokens after a prompt."""
+    ids, slot = token_ids(session.arch.vocab, prompt + tokens), session.open()
+    try:
+        if prompt:
+            session.feed(slot, ids[:prompt])
+        times = [clock()]
+        for token in ids[prompt:]:
+            session.feed(slot, [token])
+            times.append(clock())
+        return [after - before for before, after in itertools.pairwise(times)]
+    finally:
+        session.close(slot)
 
 
 def _write(folder: Path, source: Checkpoint, plan: Plan) -> None:

@@ -8,6 +8,7 @@ than near ones is the second table. Times are those of `Session`, so all that a 
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -19,7 +20,7 @@ from paretobit.evals.blank import Shapes, blank, decode_ms
 from paretobit.pace import Pace
 from paretobit.planfile import ROTATE, Plan, uniform
 from paretobit.profile import FIXED, Hardware
-from paretobit.speed import SPARE
+from paretobit.speed import SPARE, Pick
 
 NEAR, FAR = "w2", "w8"  # schemes: little time for matrices, and many bytes
 SHORT, LONG = 16, 448  # tokens of a prompt
@@ -70,40 +71,43 @@ SMALL = (
 LARGE = Small(192, 768, 160)
 
 
-def fixed_ns(machine: Hardware, threads: int) -> tuple[dict[str, float], dict[str, float]]:
+def fixed_ns(
+    machine: Hardware, threads: int, pick: Pick = statistics.median
+) -> tuple[dict[str, float], dict[str, float]]:
     """(nanoseconds that each of profile.FIXED takes near, nanoseconds added from memory) with so many threads.
 
-    machine: this one, with all that is measured of matrices at that number of threads. Raises ParetobitError where the
-    disk has no room for some hundred megabytes.
+    machine: this one, with all that is measured of matrices at that number of threads; pick: see speed.Matrices. Raises
+    ParetobitError where the disk has no room for some hundred megabytes.
     """
     rows, left = [], []
     for small in SMALL:
-        counts, ms = _left(machine, small, threads)
+        counts, ms = _left(machine, small, threads, pick)
         rows.append([0.0 if name == "kv" else counts[name] for name in FIXED])
         left.append(ms)
     near = dict(zip(FIXED, nonnegative(np.array(rows), np.array(left)), strict=True))
-    return near, _far(machine, threads, near)
+    return near, _far(machine, threads, near, pick)
 
 
-def _left(machine: Hardware, small: Small, threads: int) -> tuple[dict[str, float], float]:
+def _left(machine: Hardware, small: Small, threads: int, pick: Pick) -> tuple[dict[str, float], float]:
     """(what there is to do beside matrices, the nanoseconds that are left for it)."""
     source = small.source()
     plan = small.plan(source, NEAR)
     with blank(source, plan) as packed:
-        return _counted(machine, packed, threads, small.prompt, TOKENS, ROUNDS)
+        return _counted(machine, packed, threads, small.prompt, TOKENS, ROUNDS, pick)
 
 
 def _counted(
-    machine: Hardware, packed: Artifact, threads: int, prompt: int, tokens: int, rounds: int
+    machine: Hardware, packed: Artifact, threads: int, prompt: int, tokens: int, rounds: int, pick: Pick
 ) -> tuple[dict[str, float], float]:
     arch, plan, context = packed.arch, packed.plan, prompt + tokens // 2
     at = Pace(arch, machine, threads, pace.bytes_read(arch, plan, context), context)
     matrices = sum(at.matrix_ms(name, layer.scheme) for name, layer in plan.layers.items())
-    ms = decode_ms(packed, threads, prompt=prompt, tokens=tokens, rounds=rounds).median
+    found = decode_ms(packed, threads, prompt=prompt, tokens=tokens, rounds=rounds, pick=pick)
+    ms = pick((found.least, found.median, found.most))
     return pace.work(arch, context, pace.turned_taps(arch, plan)), 1e6 * (ms - matrices)
 
 
-def _far(machine: Hardware, threads: int, near: Mapping[str, float]) -> dict[str, float]:
+def _far(machine: Hardware, threads: int, near: Mapping[str, float], pick: Pick) -> dict[str, float]:
     """What blocks and the key-value cache take more in a model that is read from memory."""
     source = LARGE.source()
     each = pace.bytes_read(source.arch, LARGE.plan(source, FAR)) / LARGE.layers
@@ -113,7 +117,7 @@ def _far(machine: Hardware, threads: int, near: Mapping[str, float]) -> dict[str
     rows, left = [], []
     with blank(source, large.plan(source, FAR)) as packed:
         for prompt in (SHORT, LONG):
-            counts, ms = _counted(machine, packed, threads, prompt, FAR_TOKENS, FAR_ROUNDS)
+            counts, ms = _counted(machine, packed, threads, prompt, FAR_TOKENS, FAR_ROUNDS, pick)
             assert machine.speeds is not None
             nbytes = pace.bytes_read(source.arch, packed.plan, prompt + FAR_TOKENS // 2)
             far = max(0.05, pace.distance(machine.speeds, nbytes, threads))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from paretobit.verbs.verb import Option, Verb
 
 if TYPE_CHECKING:
     from paretobit.hardware import Hardware, Speeds
+    from paretobit.speed import Pick
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,11 @@ def probe(
     return Probe(measured, native.available(), str(path))
 
 
-def measure_machine(teams: Sequence[int] | None = None, schemes: Sequence[str] | None = None) -> Hardware:
+def measure_machine(
+    teams: Sequence[int] | None = None, schemes: Sequence[str] | None = None, pick: Pick = statistics.median
+) -> Hardware:
     """This machine with its speeds. teams: numbers of threads for which matrices are timed (default: 1 and all cores);
-    schemes: that are timed (default: all of speed.SCHEMES)."""
+    schemes: that are timed (default: all of speed.SCHEMES); pick: see speed.Matrices."""
     from paretobit import hardware, speed
     from paretobit.hardware import Speeds
 
@@ -59,17 +63,17 @@ def measure_machine(teams: Sequence[int] | None = None, schemes: Sequence[str] |
             read[threads] = speed.read_speed(threads, 1.0)
             cached[threads] = speed.cached_read_speed(threads, 0.25)
             advance(2)
-        tables = speed.Matrices(max(teams)).tables(teams, names, 0.2, advance)
+        tables = speed.Matrices(max(teams), pick).tables(teams, names, 0.2, advance)
         speeds = Speeds(
             {threads: found.median for threads, found in read.items()},
             {threads: found.most for threads, found in read.items()},
             {threads: found.median for threads, found in cached.items()},
             *tables, {}, {},
         )  # fmt: skip
-        return replace(machine, speeds=_with_fixed(replace(machine, speeds=speeds), teams, advance))
+        return replace(machine, speeds=_with_fixed(replace(machine, speeds=speeds), teams, pick, advance))
 
 
-def _with_fixed(machine: Hardware, teams: Sequence[int], advance: Callable[[float], None]) -> Speeds:
+def _with_fixed(machine: Hardware, teams: Sequence[int], pick: Pick, advance: Callable[[float], None]) -> Speeds:
     """The machine's speeds with what a token takes beside its matrices."""
     from paretobit.evals.fixed import fixed_ns
     from paretobit.profile import FIXED
@@ -77,7 +81,7 @@ def _with_fixed(machine: Hardware, teams: Sequence[int], advance: Callable[[floa
     near: dict[str, dict[int, float]] = {name: {} for name in FIXED}
     far: dict[str, dict[int, float]] = {name: {} for name in FIXED}
     for threads in teams:
-        for table, found in zip((near, far), fixed_ns(machine, threads), strict=True):
+        for table, found in zip((near, far), fixed_ns(machine, threads, pick), strict=True):
             for name in FIXED:
                 table[name][threads] = found[name]
         advance(15)

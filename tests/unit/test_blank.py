@@ -108,15 +108,16 @@ def test_milliseconds_are_measured_once_a_round(model: Path, cache: Path) -> Non
         measured_ms(source, plan_of(source, "w4"), 1, prompt=600, tokens=3, rounds=1)
 
 
-def test_milliseconds_are_those_of_the_tokens_after_the_prompt(model: Path) -> None:
-    """A clock that advances a second whenever it is asked: one for the prompt, one for four tokens."""
-    source, now = open_model(model), [0.0]
+def test_milliseconds_are_the_median_tokens_after_the_prompt(model: Path) -> None:
+    """A clock on which one token of the five takes ten seconds, the others one each."""
+    source, now, asked = open_model(model), [0.0], [0]
 
     def clock() -> float:
-        now[0] += 1.0
+        asked[0] += 1
+        now[0] += 10.0 if asked[0] % 6 == 3 else 1.0
         return now[0]
 
     with blank(source, plan_of(source, "w4")) as packed:
         assert isinstance(packed, Artifact)
-        found = blanks.decode_ms(packed, 1, prompt=2, tokens=4, rounds=3, clock=clock)
-    assert (found.least, found.most, found.n) == (250.0, 250.0, 3)
+        found = blanks.decode_ms(packed, 1, prompt=2, tokens=5, rounds=3, clock=clock)
+    assert (found.least, found.most, found.n) == (1000.0, 1000.0, 3)
