@@ -122,7 +122,7 @@ def summary(rows: list[Row]) -> str:
         bias = np.median([row.error for row in some])
         lines.append(
             f"{model}, {threads} thread(s), {len(some)} plans: |predicted ÷ measured − 1| median "
-            f"{np.median(errors):.1%}, worst {errors.max():.1%}; without the bars {bias:+.1%}"
+            f"{np.median(errors):.1%}, worst {errors.max():.1%}; median of signed errors {bias:+.1%}"
         )
     return "\n".join(lines)
 
