@@ -26,7 +26,8 @@ BITS = (1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 2.75, 3.0, 3.25, 3.5, 3.75, 4.0, 4.25, 
 class Row:
     """One plan. kl_divergence, stderr: expected of the packed model, nats a token; mixture, mixture_measured: of its
     tensors rounded one by one, from the table and as measured, None where nobody looked; gap: of the solver, a share;
-    weights: by scheme, the share of all matrices' weights; embedding: its scheme."""
+    weights: by scheme, the share of all matrices' weights; embedding: its scheme; ms_per_token, joules_per_token: see
+    Frontier.machine, None without one; ms_measured: on a blank model, None where nobody did."""
 
     size_bytes: int
     bits_per_weight: float
@@ -37,18 +38,22 @@ class Row:
     gap: float
     weights: Mapping[str, float]
     embedding: str
+    ms_per_token: float | None = None
+    joules_per_token: float | None = None
+    ms_measured: float | None = None
 
 
 @dataclass(frozen=True)
 class Frontier:
     """What can be had of a model. plan: the file that was written, None where nobody asked for one; of a shard, which
-    has no rows, the folder of its costs."""
+    has no rows, the folder of its costs; machine: whose milliseconds and joules these are, and how they come about."""
 
     model: str
     bytes_16bit: int
     calibration: str
     rows: tuple[Row, ...]
     plan: str | None = None
+    machine: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -63,6 +68,7 @@ def plan(
     out: Annotated[str | None, Option("Write the plan of --fit or --keep to this file (JSON).", "-o")] = None,
     shard: Annotated[str | None, Option("i/N: only measure costs, on every N-th window from i on; -o FOLDER.")] = None,
     costs: Annotated[str | None, Option("Costs to choose by (from --shard and merge).")] = None,
+    machine: Annotated[str | None, Option("Whose ms and joules: pi5, n100 …, or what probe -o wrote.", "--for")] = None,
     schemes: Annotated[str, Option("What matrices may choose from.")] = SCHEMES,
     free: Annotated[bool, Option("Let every matrix choose by itself: q, k, v and gate, up apart.")] = False,
     calib: Annotated[str | None, Option("Calibration text: FILE.txt, FILE.jsonl, or self: the model's own.")] = None,
@@ -83,6 +89,7 @@ def plan(
     solver_or_hint("plan")
     from paretobit.compress.apply import Job
     from paretobit.compress.world import pick_device
+    from paretobit.verbs.pacing import machine_of
     from paretobit.verbs.planning import planner_for
     from paretobit.verbs.quantize import settled
     from paretobit.verbs.wishes import Wish, affordable, check_wish, expected
@@ -99,17 +106,15 @@ def plan(
 
     text = calib or SELF, settings.tokens, settings.seed
     chooser, corpus = planner_for(source, schemes, free, job_of, text, wish.promised, costs)
+    chooser.machine = machine_of(source, machine, budget, chooser.table.folder)
     if shard is not None:
         return measured_shard(chooser, corpus, shard, Path(out or ""))
-    if wish:
-        made = expected(chooser, budget, wish)
-        if out is not None:
-            write_atomically(Path(out), made.plan.to_json().encode())
-        chosen = [made]
-    else:
-        chosen = frontier(chooser)
+    chosen = [expected(chooser, budget, wish)] if wish else frontier(chooser)
+    if out is not None:
+        write_atomically(Path(out), chosen[0].plan.to_json().encode())
+    about = chooser.machine.about if chooser.machine else None
     rows = tuple(row_of(chooser, found) for found in chosen)
-    return Frontier(source.name, source.bits16, corpus.source, rows, out)
+    return Frontier(source.name, source.bits16, corpus.source, rows, out, about)
 
 
 def check_out(out: str | None, wish: Wish, shard: str | None, costs: str | None) -> None:
@@ -122,7 +127,7 @@ def check_out(out: str | None, wish: Wish, shard: str | None, costs: str | None)
 
 def measured_shard(planner: Planner, corpus: Corpus, shard: str, out: Path) -> Frontier:
     """Costs on one shard of the windows, written to the folder `out`."""
-    from paretobit.verbs.planning import COST_WINDOWS
+    from paretobit.verbs.costing import COST_WINDOWS
     from paretobit.verbs.shards import parse_shard
 
     index, of = parse_shard(shard)
@@ -150,6 +155,7 @@ def frontier(planner: Planner) -> list[Chosen]:
 
 def row_of(planner: Planner, found: Chosen) -> Row:
     from paretobit.arch.spec import EMBED
+    from paretobit.budget import JOULES, MS
 
     shapes, parameters = planner.source.arch.shapes(), planner.source.parameters
     weights: Counter[str] = Counter()
@@ -161,9 +167,11 @@ def row_of(planner: Planner, found: Chosen) -> Row:
     shares = {scheme: weights[scheme] / total for scheme in planner.table.schemes if weights[scheme]}
     bits = 8 * found.size / parameters
     measured = None if math.isnan(found.measured) else found.measured
+    timed = None if math.isnan(found.timed) else found.timed
     return Row(
-        found.size, bits, found.predicted, stderr, found.mixture, measured, found.gap, shares, found.schemes[EMBED]
-    )
+        found.size, bits, found.predicted, stderr, found.mixture, measured, found.gap, shares, found.schemes[EMBED],
+        found.used.get(MS), found.used.get(JOULES), timed,
+    )  # fmt: skip
 
 
 def show(result: Frontier) -> Any:
@@ -173,14 +181,16 @@ def show(result: Frontier) -> Any:
     from paretobit.sizes import human
 
     table = Table(box=None, header_style="bold")
-    for column in ("size", "less", "bits a weight", "KL expected", "embedding", "weights by scheme"):
+    times = ("ms a token", "J a token") if result.machine else ()
+    for column in ("size", "less", "bits a weight", "KL expected", *times, "embedding", "weights by scheme"):
         table.add_column(column, justify="left" if column.startswith("weights") else "right")
     for row in result.rows:
         error = "" if row.stderr is None else f" ± {row.stderr:.4f}"
         shares = ", ".join(f"{scheme} {share:.0%}" for scheme, share in row.weights.items() if share >= 0.005)
+        takes = (f"{row.ms_per_token:.2f}", f"{row.joules_per_token:.3f}") if row.ms_per_token is not None else ()
         table.add_row(
             human(row.size_bytes), f"{1 - row.size_bytes / result.bytes_16bit:.1%}", f"{row.bits_per_weight:.3f}",
-            f"{row.kl_divergence:.4f}{error}", row.embedding, shares,
+            f"{row.kl_divergence:.4f}{error}", *takes, row.embedding, shares,
         )  # fmt: skip
     first = f"{result.model}: {human(result.bytes_16bit)} in 16 bits; calibrated on {result.calibration}"
     if not result.rows:
@@ -189,7 +199,7 @@ def show(result: Frontier) -> Any:
         last = f"Carry it out: paretobit quantize {result.model} --plan {result.plan} -o OUT"
     else:
         last = f"Take one: paretobit quantize {result.model} --fit SIZE -o OUT"
-    return Group(first, "", table, "", last)
+    return Group(first, "", table, "", *([result.machine] if result.machine else []), last)
 
 
 VERB = Verb("plan", plan, show)

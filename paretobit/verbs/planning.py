@@ -1,118 +1,43 @@
-"""From a budget to a plan: the model's cost table, what its tensors may choose from, and the choice that fits."""
+"""From a budget to a plan: what tensors may choose from, and the choice that fits."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from paretobit.artifact import exact_bf16, packed_size
-from paretobit.budget import BYTES
-from paretobit.errors import ParetobitError
+from paretobit.budget import BYTES, JOULES, MS
+from paretobit.costs import factors, side
 from paretobit.planfile import ROTATE, Layer, Plan, is_embedding, taps
 from paretobit.progress import say
 from paretobit.scheme import parse
 from paretobit.sizes import human, tensor_bytes
 from paretobit.solve import Choice, Impossible, solve, totals
-from paretobit.work import Work, cache_folder, disk_errors
+from paretobit.verbs.costing import COST, Table
 
 if TYPE_CHECKING:
     from paretobit.checkpoint.base import Checkpoint
     from paretobit.compress.apply import Job
     from paretobit.compress.corpus import Corpus
-    from paretobit.compress.model import Decoder, Source
-    from paretobit.compress.units import Units
-    from paretobit.costs import Costs
+    from paretobit.pace import Pace
+    from paretobit.verbs.pacing import Machine
 
-COST, MIXTURE = "kl_divergence", "mixture"  # nats of the packed model, and of the bank's tensors put together
+MIXTURE = "mixture"  # nats of the bank's tensors put together; COST: of the packed model
 # What is left of a block matrix' cost where it is rounded as `quantize` does, with inputs of blocks already rounded,
 # corrected towards the original's, and recovered. The bank has nothing of that. Of SmolLM2-135M (docs/planner.md).
 LEFT = {"w1t": 0.42, "w2t": 0.52, "w3t": 0.75, "w4t": 0.88}
-# What a cost of the table must be multiplied by for sums to meet what was measured, and how much that differs between
-# models: second order is too little at few bits, and for an embedding above all, whose error stands in every position
-# of a window and in the head. Blocks; embedding and head. Of SmolLM2-135M (docs/planner.md).
-BLOCKS, ENDS = 0, 1
-FACTORS = (
-    {"w1t": (1.4, 0.4), "w2t": (1.25, 0.2), "w3t": (1.05, 0.08)},
-    {"w1t": (3.4, 1.5), "w2t": (2.2, 0.7), "w3t": (1.3, 0.3), "w4t": (1.1, 0.1)},
-)
-KNOWN = (1.02, 0.05)  # of all the others
-NOISE = 0.05  # of a measurement, a share
-COST_WINDOWS, MEASURE_WINDOWS = 16, 8
 AGREES = 0.05  # measured and predicted divergence as close as this: no more to correct
 ROUNDS = 4
-EVERY = slice(None)
+MOST_TRIES, SAME_SIZE = 6, 0.05  # until a choice has the size that its speed was predicted for
 
 Completed = Callable[[Plan], tuple[Plan, Mapping[str, object]]]
-
-
-class Table:
-    """The costs of one model on some schemes, measured on a corpus; bank and table lie in the cache and serve every
-    later wish. given: a folder of costs that were measured elsewhere."""
-
-    def __init__(
-        self, source: Checkpoint, corpus: Corpus, schemes: Sequence[str], device: str, given: Path | None = None
-    ) -> None:
-        from paretobit import __version__, hardware
-
-        self.source, self.corpus, self.schemes, self.device = source, corpus, tuple(schemes), device
-        self.given = given
-        self.fingerprint = {
-            "model": source.hash, "schemes": list(schemes), "calibration": corpus.record, "windows": COST_WINDOWS,
-            "version": __version__, "isa": hardware.isa(), "device": device,
-        }  # fmt: skip
-        digest = hashlib.sha256(json.dumps(self.fingerprint, sort_keys=True).encode()).hexdigest()
-        self.folder = cache_folder() / "plans" / source.hash[:16] / digest[:16]
-
-    @cached_property
-    def bank(self) -> dict[str, Units]:
-        from paretobit.compress import bank
-
-        with disk_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        return bank.get(self.source, self.schemes, self.corpus, self.folder / "bank", self.device)
-
-    @cached_property
-    def costs(self) -> Costs:
-        from paretobit import costs
-
-        if self.given is None:
-            return self.measure(self.folder / "costs", self.fingerprint, overwrite=True)
-        found = costs.read(self.given)
-        if (found.model, found.schemes) != (self.source.hash, self.schemes):
-            raise ParetobitError(
-                f"{self.given} holds costs of another model, or of other schemes: {', '.join(found.schemes)}",
-                hint="measure them with paretobit plan MODEL --shard i/N and the same --schemes",
-            )
-        return found
-
-    def measure(self, folder: Path, fingerprint: dict[str, object], overwrite: bool, shard: slice = EVERY) -> Costs:
-        """The costs on a shard of the windows, as a folder; nothing is done where it lies there already."""
-        from paretobit import costs
-        from paretobit.compress import sensitivity
-
-        work = Work(folder, costs.KIND, fingerprint)
-        if not work.finished(overwrite):
-            models = self.bank
-            windows = sensitivity.windows_of(self.corpus.ids, COST_WINDOWS)[shard]
-            with work.open(overwrite):
-                found = sensitivity.measure(self.source, models, windows, work, self.device)
-                made = sensitivity.table(self.source, models, self.corpus.record, found)
-                with work.publish() as into:
-                    made.write(into, work.fingerprint)
-        return costs.read(folder)
-
-    @cached_property
-    def measured(self) -> Measured:
-        return Measured(self)
 
 
 @dataclass(frozen=True)
@@ -120,7 +45,8 @@ class Chosen:
     """A choice of a scheme for every matrix.
 
     predicted: nats a token of the packed model; mixture: of the bank's tensors, from the table; measured: the same,
-    nan where nobody looked; size: bytes of the packed model; gap: see solve.Solution.
+    nan where nobody looked; size: bytes of the packed model; gap: see solve.Solution; used: milliseconds and joules a
+    token, empty without a machine; timed: milliseconds as measured on a blank model, nan where nobody did.
     """
 
     schemes: Mapping[str, str]
@@ -130,37 +56,43 @@ class Chosen:
     size: int
     gap: float
     measured: float = math.nan
+    used: Mapping[str, float] = field(default_factory=dict)
+    timed: float = math.nan
 
 
 class Planner:
     """Chooses from a table. free: every matrix by itself, not all that read one tap alike; completed: a plan with its
     settings, and what the packed model will say of itself, as both count as size; promised: what a plan's budget says
-    beside its limits; measured: choices and their nats, by which the table is corrected."""
+    beside its limits; machine: what limits of time and energy are about; measured: choices and their nats, by which the
+    table is corrected."""
 
     def __init__(
-        self, table: Table, completed: Completed, free: bool = False, promised: Mapping[str, float] | None = None
-    ) -> None:
+        self, table: Table, completed: Completed, free: bool = False, promised: Mapping[str, float] | None = None,
+        machine: Machine | None = None,
+    ) -> None:  # fmt: skip
         self.table, self.source, self.completed, self.promised = table, table.source, completed, promised or {}
-        self.members = self._members(free)
+        self.machine, self.members = machine, self._members(free)
         self.measured: list[tuple[Mapping[str, str], float]] = []
 
     def _members(self, free: bool) -> dict[str, tuple[str, ...]]:
         together = [tap.consumers for tap in taps(self.source.arch)]
         return {names[0]: names for names in ([(n,) for tap in together for n in tap] if free else together)}
 
-    def groups(self) -> dict[str, list[Choice]]:
+    def groups(self, pace: Pace | None = None) -> dict[str, list[Choice]]:
+        """What there is to choose from, and what each takes. pace: for milliseconds and joules, too."""
         costs, shapes = self.table.costs, self.source.arch.shapes()
         row = {name: i for i, name in enumerate(costs.names)}
         mean, factor = costs.mean(), factors(costs, self.measured)
         left = np.array([LEFT.get(scheme, 1.0) for scheme in costs.schemes])
         found = {}
         for group, names in self.members.items():
-            mixture = mean[[row[name] for name in names]].sum(0) * factor[_side(group)]
+            mixture = mean[[row[name] for name in names]].sum(0) * factor[side(group)]
             cost = mixture if is_embedding(group) else mixture * left
             found[group] = [
                 Choice(scheme, {
                     COST: float(cost[column]), MIXTURE: float(mixture[column]),
                     BYTES: sum(tensor_bytes(parse(scheme), shapes[name]) for name in names),
+                    **(self.machine.takes(pace, names, scheme) if self.machine and pace else {}),
                 })
                 for column, scheme in enumerate(costs.schemes)
             ]  # fmt: skip
@@ -169,15 +101,25 @@ class Planner:
     def choose(self, limits: Mapping[str, float], minimize: str = COST) -> Chosen:
         """The best that fits. Raises Impossible naming what cannot be met.
 
-        What stands around the tensors depends on the choice: what it takes beyond the last try is set aside.
+        What stands around the tensors depends on the choice: what it takes beyond the last try is set aside. So does
+        speed, on the size of the whole: it is chosen again until the size is the one that was assumed.
         """
-        groups, spent = self.groups(), 0.0
+        spent, pace, tries = 0.0, self._pace(limits.get(BYTES, self.source.bits16 / 4)), 0
         while True:
-            found = solve(groups, limits, minimize, {BYTES: spent})
+            fixed = {BYTES: spent, **(self.machine.fixed(pace) if self.machine and pace else {})}
+            found = solve(self.groups(pace), limits, minimize, fixed)
             made = self._chosen(found.picked, found.totals, found.gap, limits)
-            if made.size <= limits.get(BYTES, made.size):
+            if made.size > limits.get(BYTES, made.size):
+                spent += max(1.0, made.size - limits[BYTES])
+                continue
+            tries += 1
+            if pace is None or abs(pace.nbytes / made.size - 1) < SAME_SIZE or tries == MOST_TRIES:
                 return made
-            spent += max(1.0, made.size - limits[BYTES])
+            pace = self._pace(made.size)
+
+    def _pace(self, nbytes: float) -> Pace | None:
+        """How fast models of about that size are; None without a machine."""
+        return self.machine.pace(nbytes) if self.machine else None
 
     def mixture(self, schemes: Mapping[str, str]) -> float:
         """Nats expected of the bank's tensors of these schemes."""
@@ -185,10 +127,11 @@ class Planner:
 
     def one_scheme(self, limits: Mapping[str, float], minimize: str = COST) -> Chosen | None:
         """The best that fits and has all blocks on one scheme, embedding and head on one; None where none fits."""
-        groups, fits = self.groups(), []
+        pace, fits = self._pace(limits.get(BYTES, self.source.bits16 / 4)), []
+        groups, fixed = self.groups(pace), self.machine.fixed(pace) if self.machine and pace else {}
         for blocks, ends in itertools.product(self.table.schemes, repeat=2):
             picked = {group: ends if is_embedding(group) else blocks for group in groups}
-            used = totals(groups, picked)
+            used = totals(groups, picked, fixed)
             if all(used[name] <= limit for name, limit in limits.items()):
                 fits.append((used[minimize], picked, used))
         for _, picked, used in sorted(fits, key=lambda fit: fit[0]):
@@ -201,17 +144,20 @@ class Planner:
         self, picked: Mapping[str, str], used: Mapping[str, float], gap: float, limits: Mapping[str, float]
     ) -> Chosen:
         schemes = {name: picked[group] for group, names in self.members.items() for name in names}
-        plan, manifest = self.completed(self._plan(schemes, used[COST], limits))
+        takes = {name: used[name] for name in (MS, JOULES) if name in used}
+        expected = {COST: used[COST], **{name: value for name, value in takes.items() if name in limits}}
+        plan, manifest = self.completed(self._plan(schemes, expected, limits))
         size = packed_size(self.source, plan, manifest, self._exact)
-        return Chosen(schemes, plan, used[COST], used[MIXTURE], size, gap)
+        return Chosen(schemes, plan, used[COST], used[MIXTURE], size, gap, used=takes)
 
-    def _plan(self, schemes: Mapping[str, str], predicted: float, limits: Mapping[str, float]) -> Plan:
+    def _plan(self, schemes: Mapping[str, str], predicted: Mapping[str, float], limits: Mapping[str, float]) -> Plan:
         layers: dict[str, Layer] = {}
         for name, scheme in schemes.items():
             layers[name] = self._uniform[scheme].layers[name]
         turned = ({"method": ROTATE, "seed": 0},)
         budget = {name: float(value) for name, value in {**limits, **self.promised}.items() if name != COST}
-        return Plan(self.source.hash, layers, turned, budget=budget or None, predicted={COST: predicted})
+        machine = self.machine.hardware.hash if self.machine and not {MS, JOULES}.isdisjoint(limits) else None
+        return Plan(self.source.hash, layers, turned, None, budget or None, machine, predicted)
 
     @cached_property
     def _uniform(self) -> dict[str, Plan]:
@@ -234,6 +180,9 @@ class Planner:
         Corrected by this search's own choices alone: the same wish leads to the same plan whatever was asked before.
         """
         seen: list[Chosen] = []
+        clock = self.machine if self.machine and self.machine.here and not {MS, JOULES}.isdisjoint(limits) else None
+        if clock:
+            clock.slower = 1.0
         for number in range(1 + ROUNDS):
             self.measured = [(found.schemes, found.measured) for found in seen]
             try:
@@ -244,91 +193,49 @@ class Planner:
                 break
             if found is None or any(found.schemes == earlier.schemes for earlier in seen):
                 continue
-            measured = self.table.measured.divergence(found.schemes)
-            seen.append(replace(found, measured=measured, predicted=found.predicted * measured / found.mixture))
-            what = "a plan" if number else "one scheme for all blocks"
-            say(f"{what}, {human(found.size)}: its tensors' KL {found.mixture:.4f} predicted, {measured:.4f} measured")
-            if number and abs(measured / found.mixture - 1) < AGREES:
+            seen.append(self._looked_at(found, clock, "a plan" if number else "one scheme for all blocks"))
+            if number and agree(found, seen[-1]):
                 break
-        # What was measured may be more than the limit that the choice was made for.
-        fits = [found for found in seen if found.predicted <= limits.get(COST, math.inf) * (1 + AGREES)]
-        if minimize == BYTES and fits:
-            return min(fits, key=lambda found: found.size)
-        return min(seen, key=lambda found: found.predicted)
+        return best_of(seen, limits, minimize)
+
+    def _looked_at(self, found: Chosen, clock: Machine | None, what: str) -> Chosen:
+        """With its divergence measured, on the bank, and its time, on a blank model."""
+        measured = self.table.measured.divergence(found.schemes)
+        lines = f"{what}, {human(found.size)}: its tensors' KL {found.mixture:.4f} predicted, {measured:.4f} measured"
+        made = replace(found, measured=measured, predicted=found.predicted * measured / found.mixture)
+        if clock:
+            before, timed = found.used[MS], clock.time(found.plan, found.used[MS])
+            pace = clock.pace(found.size)
+            joules = found.used[JOULES] + pace.power.joules(1e-3 * (timed - before), clock.threads, 0)
+            made = replace(made, timed=timed, used={MS: timed, JOULES: joules})
+            lines += f"; {before:.2f} ms predicted, {timed:.2f} measured"
+        say(lines)
+        return made
 
 
-class Measured:
-    """Divergences of mixtures that were really computed, remembered beside the table."""
-
-    def __init__(self, table: Table) -> None:
-        self.table, self.path = table, table.folder / "measured.jsonl"
-        self.rows: list[dict[str, Any]] = list(_read_rows(self.path, set(table.schemes)))
-
-    def divergence(self, schemes: Mapping[str, str]) -> float:
-        """Nats a token to the original, of the bank's tensors of these schemes."""
-        for row in self.rows:
-            if row["schemes"] == schemes:
-                return row[COST]
-        from paretobit.compress.bank import Mixture
-        from paretobit.compress.sensitivity import windows_of
-        from paretobit.evals.divergence import compare
-
-        windows = windows_of(self.table.corpus.ids, MEASURE_WINDOWS)
-        mixture = Mixture(self.table.source, self.table.bank, schemes)
-        found = compare(self._decoder(mixture).logits, windows, self._original.logits)
-        assert found.kl_divergence is not None
-        row = {"schemes": dict(schemes), COST: found.kl_divergence["mean"]}
-        self.rows.append(row)
-        with disk_errors(self.path), open(self.path, "a") as file:
-            file.write(json.dumps(row) + "\n")
-        return row[COST]
-
-    @cached_property
-    def _original(self) -> Decoder:
-        return self._decoder(self.table.source)
-
-    def _decoder(self, model: Source) -> Decoder:
-        from paretobit import hardware
-        from paretobit.compress.model import Decoder
-
-        keep = 4 * self.table.source.bits16 < hardware.memory_available() // 2
-        return Decoder(model, device=self.table.device, keep=keep)
+def agree(found: Chosen, looked_at: Chosen) -> bool:
+    """Whether what was predicted and what was measured are as good as the same."""
+    pairs = [(looked_at.measured, found.mixture)]
+    if not math.isnan(looked_at.timed):
+        pairs.append((looked_at.timed, found.used[MS]))
+    return all(abs(measured / predicted - 1) < AGREES for measured, predicted in pairs)
 
 
-def factors(costs: Costs, measured: Sequence[tuple[Mapping[str, str], float]]) -> np.ndarray:
-    """What costs must be multiplied by for predictions to meet what was measured of some choices, in nats: float64
-    (2, schemes), of blocks and of embedding and head. Least squares of relative errors around FACTORS (ridge)."""
-    known = np.array([[of.get(scheme, KNOWN) for scheme in costs.schemes] for of in FACTORS])
-    prior, spread = known[..., 0].ravel(), known[..., 1].ravel()
-    at, mean = {name: i for i, name in enumerate(costs.names)}, costs.mean()
-    shares = np.zeros((len(measured), 2, len(costs.schemes)))
-    for row, (schemes, nats) in enumerate(measured):
-        for name, scheme in schemes.items():
-            column = costs.schemes.index(scheme)
-            shares[row, _side(name), column] += mean[at[name], column] / nats
-    rows = shares.reshape(-1, prior.size) / NOISE
-    left = 1 / NOISE - rows @ prior
-    moved = np.linalg.solve(rows.T @ rows + np.diag(spread**-2.0), rows.T @ left)
-    return np.clip(prior + moved, prior / 4, prior * 4).reshape(2, -1)
+def best_of(seen: Sequence[Chosen], limits: Mapping[str, float], minimize: str) -> Chosen:
+    """What was measured may be more than the limits that the choices were made for: of those that stay within them all
+    the best, else of those that stay nearest to them in time."""
 
+    def over(found: Chosen) -> float:
+        takes = {COST: found.predicted, **found.used}
+        return max((takes.get(name, 0) / limit for name, limit in limits.items()), default=0)
 
-def _side(name: str) -> int:
-    return ENDS if is_embedding(name) else BLOCKS
+    def goal(found: Chosen) -> float:
+        return found.size if minimize == BYTES else found.predicted
 
-
-def _read_rows(path: Path, schemes: set[str]) -> Iterable[dict[str, Any]]:
-    """Whole lines of what was measured; one that a kill cut short is passed over."""
-    if not path.exists():
-        return
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if not isinstance(row, dict) or not isinstance(row.get("schemes"), dict) or type(row.get(COST)) is not float:
-            continue
-        if set(row["schemes"].values()) <= schemes and row[COST] > 0:
-            yield row
+    fits = [found for found in seen if over(found) <= 1 + AGREES]
+    if fits:
+        return min(fits, key=goal)
+    return min(seen, key=over if any(not math.isnan(found.timed) for found in seen) else lambda f: f.predicted)
 
 
 def schemes_of(text: str) -> list[str]:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paretobit.artifact import Artifact
-from paretobit.budget import BYTES, Budget, parse_fit
+from paretobit.budget import BYTES, JOULES, MS, Budget, parse_fit
 from paretobit.errors import ParetobitError
 from paretobit.planfile import Plan
 from paretobit.progress import say
 from paretobit.scheme import parse
 from paretobit.sizes import human, tensor_bytes
 from paretobit.solve import Impossible
+from paretobit.verbs.costing import COST
 from paretobit.verbs.keeping import Judge, Judged, Metric, Try, parse_keep, parse_metric, search, smallest, told
 from paretobit.verbs.needs import solver_or_hint
-from paretobit.verbs.planning import COST, Chosen, Planner, planner_for, schemes_of
+from paretobit.verbs.pacing import machine_of
+from paretobit.verbs.planning import Chosen, Planner, planner_for, schemes_of
 from paretobit.work import MANIFEST, Work, disk_errors, read_json
 
 if TYPE_CHECKING:
@@ -86,10 +88,8 @@ def check_wish(wish: Wish, beside: Mapping[str, object], processes: int) -> None
 
 
 def affordable(source: Checkpoint, wish: Wish) -> Budget:
-    """What the wish allows. Raises, before the work, on what cannot be meant, not be met yet, or by no means be met."""
+    """What the wish allows. Raises, before the work, on what cannot be meant, or by no means be met."""
     budget, schemes = parse_fit(wish.fit, source.bits16, source.parameters), schemes_of(wish.schemes)
-    if budget.ms_per_token is not None or budget.joules_per_token is not None:
-        raise ParetobitError("--fit takes sizes only so far", hint="give a size: 60MB, 87% or 2.5bpw")
     shapes = (shape for shape in source.arch.shapes().values() if len(shape) == 2)
     least = sum(min(tensor_bytes(parse(scheme), shape) for scheme in schemes) for shape in shapes)
     if budget.bytes is not None and budget.bytes < least:
@@ -100,33 +100,63 @@ def affordable(source: Checkpoint, wish: Wish) -> Budget:
     return budget
 
 
-def fitting(planner: Planner, budget: Budget, wishes: Sequence[str]) -> Chosen:
-    """The best that meets the wishes, by measurement. Raises ParetobitError with the nearest that can be had."""
+def timed(budget: Budget) -> bool:
+    """Whether it limits time or energy."""
+    return budget.ms_per_token is not None or budget.joules_per_token is not None
+
+
+def fitting(planner: Planner, budget: Budget, wish: Wish) -> Chosen:
+    """The best that meets the limits, by measurement. Raises ParetobitError with the nearest that can be had."""
     try:
         return planner.refined(budget.limits())
     except Impossible:
-        least = planner.choose({}, BYTES)
-        asked = " and ".join(f"--fit {wish}" for wish in wishes)
-        raise ParetobitError(
-            f"{asked} cannot be met: the smallest {planner.source.name} has {human(least.size)} ({least.size} bytes)",
-            hint=f"--fit {-(-least.size // 1000) + 1}kB, or smaller schemes among --schemes",
-        ) from None
+        asked, hint = nearest(planner, budget.limits())
+        raise ParetobitError(f"{wish.spelled()} cannot be met: {asked}", hint=hint) from None
 
 
-def keeping(planner: Planner, budget: Budget, wishes: Sequence[str], divergence: float) -> Chosen:
+UNITS = {BYTES: ("bytes", "{:.0f}"), MS: ("ms", "{:.4g}ms"), JOULES: ("J", "{:.4g}J")}
+
+
+def nearest(planner: Planner, limits: Mapping[str, float]) -> tuple[str, str]:
+    """(which limit cannot be met and the least that can be had, a hint that can be followed)."""
+    for name, limit in limits.items():
+        least = amount(planner.choose({}, name), name)
+        if least > limit:
+            return f"the least that {planner.source.name} can take is {spelled(name, least)}", offer(name, least)
+    # Each can be met alone: hold on to all but the first, and see how little of that is left to be had.
+    first, *others = limits
+    least = amount(planner.choose({name: limits[name] for name in others}, first), first)
+    kept = " and ".join(spelled(name, limits[name]) for name in others)
+    return f"within {kept}, {planner.source.name} takes {spelled(first, least)} at least", offer(first, least)
+
+
+def amount(found: Chosen, name: str) -> float:
+    return found.size if name == BYTES else found.used[name]
+
+
+def spelled(name: str, value: float) -> str:
+    return f"{human(int(value))} ({value:.0f} bytes)" if name == BYTES else f"{value:.4g} {UNITS[name][0]} a token"
+
+
+def offer(name: str, least: float) -> str:
+    more = f"{-(-int(least) // 1000) + 1}kB" if name == BYTES else UNITS[name][1].format(1.02 * least)
+    return f"--fit {more}, or smaller schemes among --schemes"
+
+
+def keeping(planner: Planner, budget: Budget, wish: Wish, divergence: float) -> Chosen:
     """The smallest that is expected to stay within so many nats and meets the wishes; where there is none, the best
     that does. Raises ParetobitError as `fitting`."""
     try:
         return planner.refined({**budget.limits(), COST: divergence}, BYTES)
     except Impossible:
-        return fitting(planner, budget, wishes)
+        return fitting(planner, budget, wish)
 
 
 def expected(planner: Planner, budget: Budget, wish: Wish) -> Chosen:
     """What meets the wish by expectation, with nothing carried out."""
     if wish.share is None:
-        return fitting(planner, budget, wish.fit)
-    found = keeping(planner, budget, wish.fit, wish.measure.divergence(wish.share))
+        return fitting(planner, budget, wish)
+    found = keeping(planner, budget, wish, wish.measure.divergence(wish.share))
     share = wish.measure.share(found.predicted)
     say(f"about {share:.1%} of {wish.measure.label} to be expected; quantize --keep makes candidates and measures them")
     return found
@@ -148,8 +178,10 @@ def granted(
         return carry_out(job_of(plan), text, None, into, [], again)
 
     planner, _ = planner_for(source, wish.schemes, wish.free, job_of, text, promised)
+    if timed(budget):
+        planner.machine = machine_of(source, None, budget, planner.table.folder)
     if wish.share is None:
-        return carry(fitting(planner, budget, wish.fit).plan, out, overwrite)
+        return carry(fitting(planner, budget, wish).plan, out, overwrite)
     return kept(planner, budget, wish, wish.share, Candidates(planner, wish, text, carry), out, overwrite)
 
 
@@ -203,7 +235,7 @@ def kept(
         return tried[-1].found
 
     def choose(divergence: float) -> Chosen:
-        return keeping(planner, budget, wish.fit, divergence)
+        return keeping(planner, budget, wish, divergence)
 
     best = smallest(search(wish.measure, share, choose, judge), share)
     if best is None:
