@@ -21,6 +21,7 @@ _HOMES = {
     "demo": "paretobit.verbs.demo",
     "probe": "paretobit.verbs.probe",
     "bench": "paretobit.verbs.bench",
+    "report": "paretobit.verbs.report",
     "run": "paretobit.verbs.run",
     "chat": "paretobit.verbs.chat",
     "load": "paretobit.runtime.generate",

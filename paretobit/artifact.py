@@ -27,7 +27,7 @@ from paretobit.work import DAMAGED, MANIFEST, read_bytes, read_json, write_atomi
 
 FORMAT = 2
 TENSORS, PLAN, CONFIG = "model.safetensors", "plan.json", "config.json"
-RESULTS, CARD = "results.jsonl", "README.md"
+RESULTS, DETAILS, CARD = "results.jsonl", "details.json", "README.md"
 NEEDED = (MANIFEST, TENSORS, PLAN, CONFIG)
 EXACT = parse("fp32")
 
@@ -144,7 +144,7 @@ class Artifact(Checkpoint):
 
     @cached_property
     def companions(self) -> dict[str, bytes]:
-        ours = {*NEEDED, RESULTS, CARD}
+        ours = {*NEEDED, RESULTS, DETAILS, CARD}
         return {
             file.name: file.read_bytes()
             for file in sorted(self.folder.iterdir())

@@ -1,0 +1,273 @@
+"""The charts of a report as Vega-Lite, by altair, and the one script that draws them all, by vl-convert.
+
+Specifications hold data and no colours: the page's script takes those from its style sheet, light or dark.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from paretobit.errors import ParetobitError
+from paretobit.reports.compare import Reading, frontier
+from paretobit.reports.markup import beside
+from paretobit.reports.subjects import Cell, Subject
+
+SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "triangle-right")
+COLOURS = 8  # --series-0 … in page.css
+LEAST_KL = 1e-8  # where a logarithmic axis ends: the measurement is good to 1e-7
+CLASSES = (1.3, 1.8, 2.5, 3.5, 4.5, 5.5, 9.0)  # bits at which the heat map's next colour begins
+CLASS_NAMES = ("1", "1.6", "2", "3", "4", "5", "6 to 8", "16 and more")
+RAMP = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39", "#fde725")  # viridis
+DARK_CLASSES = 4  # of them that want light text
+ROLES = ("q", "k", "v", "o", "gate", "up", "down")
+CELL_PIXELS = 26  # of width that a cell needs for a figure
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What a scatter plot's horizontal axis shows: `field` names it in the data, better says which way is better."""
+
+    title: str
+    unit: str
+    more_is_better: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart: its id in the page, Vega-Lite specification, and what it shows in words."""
+
+    name: str
+    spec: dict[str, Any] = field(repr=False)
+    words: str
+
+
+def altair_or_hint() -> Any:
+    """altair; raises ParetobitError where the extra is missing."""
+    try:
+        import altair
+        import vl_convert  # noqa: F401  (the script needs it in the end)
+    except ImportError as why:
+        raise ParetobitError(f"report needs {why.name}", hint="pip install 'paretobit[report]'") from None
+    return altair
+
+
+def script() -> str:
+    """Vega, Vega-Lite, Vega-Embed and the page's own few lines as one script without imports."""
+    altair = altair_or_hint()
+    import vl_convert
+
+    version = ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+    made = vl_convert.javascript_bundle(beside("page.js"), vl_version=version)
+    # What would end a script element, or start a comment in it; both only ever stand in strings there.
+    return made.replace("\r", "").replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def scatter(
+    name: str,
+    axis: Axis,
+    subjects: Sequence[Subject],
+    across: Sequence[Reading | None],
+    kl: Sequence[Reading | None],
+) -> Chart | None:
+    """KL divergence (log axis) against `across`, with standard errors, and the frontier of the models that were
+    measured alike, each original's apart. None where no model has both."""
+    rows = points(axis, subjects, across, kl)
+    if not rows:
+        return None
+    alt = altair_or_hint()
+    x = alt.X("x:Q", title=axis.title, scale=alt.Scale(zero=False, nice=True, padding=28), axis=alt.Axis(tickCount=6))
+    y = alt.Y(
+        "kl:Q", title="KL divergence, nats (log)", scale=alt.Scale(type="log", padding=18),
+        axis=alt.Axis(values=_decades(rows), format="~g"),
+    )  # fmt: skip
+    labels = [subject.label for subject in subjects]
+    colour = alt.Color("model:N", scale=alt.Scale(domain=labels), legend=None)
+    shapes = [SHAPES[i % len(SHAPES)] for i in range(len(labels))]
+    shape = alt.Shape("model:N", scale=alt.Scale(domain=labels, range=shapes), legend=None)
+    base = alt.Chart(alt.Data(values=rows))
+    tooltip = [
+        alt.Tooltip("model:N"),
+        alt.Tooltip("x:Q", title=axis.unit, format=".4~g"),
+        alt.Tooltip("kl:Q", title="KL, nats", format=".3~g"),
+        alt.Tooltip("note:N", title="frontier"),
+    ]
+    edge = (
+        base.transform_filter("datum.best")
+        .mark_line(interpolate="step-before" if axis.more_is_better else "step-after", strokeDash=[5, 4])
+        .encode(x=x, y=y, detail="original:N", order="x:Q")
+    )
+    bars = base.mark_rule(strokeWidth=1.5).encode(x=x, y=alt.Y("low:Q"), y2="high:Q", color=colour)
+    marks = base.mark_point(size=110, filled=True, strokeWidth=2, opacity=1).encode(
+        x=x, y=y, color=colour, stroke=colour, shape=shape, tooltip=tooltip,
+        fillOpacity=alt.condition("datum.best", alt.value(1), alt.value(0)),
+    )  # fmt: skip
+    names = [
+        base.transform_filter(f"datum.left === {'true' if left else 'false'}")
+        .mark_text(align="right" if left else "left", dx=-11 if left else 11, dy=-9, fontSize=11)
+        .encode(x=x, y=y, text="short:N")
+        for left in (True, False)
+    ]
+    words = f"{axis.title} against KL divergence to the original. " + "; ".join(
+        f"{row['model']}: {row['x']:.4g} {axis.unit}, KL {row['kl']:.3g}" + (", on the frontier" if row["best"] else "")
+        for row in rows
+    )
+    return Chart(name, _spec(alt.layer(edge, bars, marks, *names), words, 300), words)
+
+
+def points(
+    axis: Axis, subjects: Sequence[Subject], across: Sequence[Reading | None], kl: Sequence[Reading | None]
+) -> list[dict[str, Any]]:
+    """The data of a scatter plot, one row a model that has both figures. best: on the frontier of those of the same
+    original that were measured alike."""
+    rows: list[dict[str, Any]] = []
+    for subject, x, y in zip(subjects, across, kl, strict=True):
+        if x is None or y is None:
+            continue
+        value, error = max(y.value, LEAST_KL), y.stderr or 0.0
+        rows.append(
+            {
+                "model": subject.label,
+                "short": _short(subject.label),
+                "original": subject.original_hash,
+                "x": x.value,
+                "kl": value,
+                "low": max(value - error, value / 10),
+                "high": value + error,
+                "alike": x.alike and y.alike,
+                "best": False,
+                "note": "behind",
+            }
+        )
+    for original in {row["original"] for row in rows}:
+        group = [row for row in rows if row["original"] == original and row["alike"]]
+        sign = -1 if axis.more_is_better else 1
+        for row, best in zip(group, frontier([(sign * row["x"], row["kl"]) for row in group]), strict=True):
+            row["best"], row["note"] = best, "on it" if best else "behind"
+    for row in rows:
+        if not row["alike"]:
+            row["note"] = "measured otherwise"
+    middle = (min(row["x"] for row in rows) + max(row["x"] for row in rows)) / 2 if rows else 0
+    for row in rows:
+        row["left"] = row["x"] > middle
+    return rows
+
+
+def _decades(rows: Sequence[dict[str, Any]]) -> list[float]:
+    """1, 2 and 5 in every power of ten around the data: what a logarithmic axis is labelled with."""
+    low, high = min(row["low"] for row in rows), max(row["high"] for row in rows)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if len(powers) < 4 else (1,)
+    return [float(f"{step}e{power}") for power in powers for step in steps]
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= 18 else "…" + label[-17:]
+
+
+def heat_map(name: str, subject: Subject) -> Chart:
+    """Bits per weight of every matrix: a column a block, a row a role; embedding and head run across."""
+    alt = altair_or_hint()
+    count = max(subject.blocks, 1)
+    rows = [_tile(cell, count) for cell in subject.cells]
+    known = [role for role in ROLES if any(row["role"] == role for row in rows)]
+    others = [role for role in dict.fromkeys(row["role"] for row in rows) if role not in (*ROLES, "embedding", "head")]
+    order = [role for role in ("embedding", *known, *others, "head") if any(row["role"] == role for row in rows)]
+    base = alt.Chart(alt.Data(values=rows))
+    x = alt.X(
+        "x0:Q", title="block", scale=alt.Scale(domain=[0, count], nice=False),
+        axis=alt.Axis(values=[i + 0.5 for i in _ticks(count)], labelExpr="floor(datum.value)", grid=False, ticks=False),
+    )  # fmt: skip
+    y = alt.Y("role:N", title=None, sort=order, axis=alt.Axis(grid=False, ticks=False))
+    colour = alt.Color("bits:Q", legend=None, scale=alt.Scale(type="threshold", domain=list(CLASSES), range=list(RAMP)))
+    tooltip = [alt.Tooltip("where:N", title="matrix"), alt.Tooltip("bits:Q", title="bits per weight", format=".3f")]
+    tooltip += [alt.Tooltip("scheme:N"), alt.Tooltip("method:N")]
+    cells = base.mark_rect(strokeWidth=1.5).encode(x=x, x2="x1:Q", y=y, color=colour, tooltip=tooltip)
+    figures = (
+        base.transform_calculate(middle="(datum.x0 + datum.x1) / 2")
+        .mark_text(fontSize=10, opacity=alt.ExprRef(f"width / {count} < {CELL_PIXELS} ? 0 : 1"))
+        .encode(
+            x=alt.X("middle:Q"), y=y, text=alt.Text("bits:Q", format=".1f"),
+            color=alt.condition(f"datum.bits < {CLASSES[DARK_CLASSES - 1]}", alt.value("#fff"), alt.value("#111")),
+        )
+    )  # fmt: skip
+    words = f"Bits per weight of {subject.label}, block by block. {mixture(subject)}"
+    return Chart(name, _spec(alt.layer(cells, figures), words, 23 * len(order)), words)
+
+
+def _tile(cell: Cell, count: int) -> dict[str, Any]:
+    whole = cell.block is None
+    start = 0 if cell.block is None else cell.block
+    return {
+        "x0": start, "x1": count if whole else start + 1, "role": cell.role, "bits": round(cell.bits, 4),
+        "scheme": cell.scheme, "method": cell.method,
+        "where": cell.role if whole else f"block {start}, {cell.role}",
+    }  # fmt: skip
+
+
+def _ticks(count: int) -> list[int]:
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if count / step <= 10 or step == 1000)
+    return list(range(0, count, step))
+
+
+def is_uniform(subject: Subject) -> bool:
+    """Whether all blocks' matrices are on one scheme."""
+    return len({cell.scheme for cell in subject.cells if cell.block is not None}) < 2
+
+
+def mixture(subject: Subject) -> str:
+    """How many matrices are on which scheme, in words."""
+    counts: dict[str, int] = {}
+    for cell in subject.cells:
+        if cell.block is not None:
+            counts[cell.scheme] = counts.get(cell.scheme, 0) + 1
+    blocks = ", ".join(f"{counts[scheme]} × {scheme}" for scheme in sorted(counts, key=lambda s: (-counts[s], s)))
+    ends = ", ".join(f"{cell.role} {cell.scheme}" for cell in subject.cells if cell.block is None)
+    return f"{blocks}; {ends}." if ends else f"{blocks}."
+
+
+def histogram(name: str, subjects: Sequence[Subject]) -> Chart | None:
+    """Share of tokens by KL divergence (log axis), a line a model; None where no model has details."""
+    rows = []
+    for subject in subjects:
+        if subject.details is None:
+            continue
+        spread = subject.details.spread
+        total = sum(spread.counts) or 1
+        used = [i for i, n in enumerate(spread.counts) if n]
+        for i in range(max(min(used) - 1, 0), min(max(used) + 2, len(spread.counts))) if used else ():
+            kl = 10 ** (spread.first + spread.step * (i + 0.5))
+            if 0 < kl < 1e12:
+                rows.append({"model": subject.label, "kl": kl, "share": spread.counts[i] / total})
+    if not rows:
+        return None
+    alt = altair_or_hint()
+    labels = [subject.label for subject in subjects]
+    dashes = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3]]
+    spread_axis = alt.Axis(
+        labelExpr="datum.value < 0.01 ? format(datum.value, '.0e') : format(datum.value, '~g')", tickCount=6
+    )
+    lines = alt.Chart(alt.Data(values=rows)).mark_line(interpolate="monotone", strokeWidth=2).encode(
+        x=alt.X("kl:Q", title="KL divergence of a token, nats (log)", scale=alt.Scale(type="log"), axis=spread_axis),
+        y=alt.Y("share:Q", title="share of tokens", axis=alt.Axis(format="~%", tickCount=5)),
+        color=alt.Color("model:N", scale=alt.Scale(domain=labels), legend=None),
+        strokeDash=alt.StrokeDash(
+            "model:N", legend=None, scale=alt.Scale(domain=labels, range=[dashes[i % 4] for i in range(len(labels))])
+        ),
+        tooltip=[alt.Tooltip("model:N"), alt.Tooltip("kl:Q", title="KL, nats", format=".2~g"),
+                 alt.Tooltip("share:Q", title="of tokens", format=".1%")],
+    )  # fmt: skip
+    words = "How KL divergence is spread over tokens. " + "; ".join(
+        f"{subject.label}: " + ", ".join(f"{share:.0%} of tokens below {nats:.2g}" for share, nats in quantiles)
+        for subject, quantiles in ((s, s.details.spread.quantiles) for s in subjects if s.details is not None)
+    )
+    return Chart(name, _spec(lines, words, 240), words)
+
+
+def _spec(chart: Any, words: str, height: int) -> dict[str, Any]:
+    """The chart as a specification as wide as its place in the page, without altair's own look."""
+    made = chart.properties(width="container", height=height, description=words).to_dict()
+    made.pop("config", None)
+    return made | {"autosize": {"type": "fit-x", "contains": "padding"}}

@@ -1,0 +1,216 @@
+"""details.json of a packed model: what the last evaluation saw and a row of results cannot hold. How KL divergence is
+spread over tokens, the windows of text with the most flips, and what both models write.
+
+The file comes with the model, so nobody vouches for it: every field is checked on the way in.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from paretobit.artifact import DETAILS
+from paretobit.errors import ParetobitError
+from paretobit.work import parse_json, read_bytes, write_atomically
+
+VERSION = 1
+MOST_BYTES = 1_000_000
+MOST_BINS, MOST_WINDOWS, MOST_TOKENS, MOST_TEXTS = 200, 8, 1024, 32
+MOST_WORD, MOST_TEXT = 200, 4000  # characters of one token, of everything longer
+RIGHT = ("original", "quantized", None)
+HINT = "measure again: paretobit eval OUT --against MODEL --text FILE.txt"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Tokens by log10 of their KL divergence in nats: counts[i] lie in first + i·step …; the ends take what lies
+    beyond. quantiles: (share of tokens, nats)."""
+
+    first: float
+    step: float
+    counts: tuple[int, ...]
+    quantiles: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A model's likeliest token, and the probability it gives to it."""
+
+    text: str
+    p: float
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of held-out text, predicted by both. kl: nats; original and quantized: their guesses where they differ,
+    else None; right: whose was the text's own token."""
+
+    text: str
+    kl: float
+    original: Guess | None = None
+    quantized: Guess | None = None
+    right: str | None = None
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of text: its number among the windows, what stands before the first scored token, and those."""
+
+    window: int
+    before: str
+    tokens: tuple[Token, ...]
+
+    @property
+    def flips(self) -> int:
+        return sum(token.original is not None for token in self.tokens)
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What both models write after a prompt, always taking the likeliest token."""
+
+    prompt: str
+    original: str
+    quantized: str
+
+
+@dataclass(frozen=True)
+class Details:
+    """artifact: hash of the packed model; command: what measures it again; skipped: why there are no continuations."""
+
+    artifact: str
+    original: str
+    command: str
+    spread: Spread
+    windows: tuple[Window, ...]
+    continuations: tuple[Continuation, ...]
+    skipped: str | None = None
+
+
+def write(folder: Path, details: Details) -> None:
+    """Put details.json into `folder`, in one rename. Raises ParetobitError where that fails."""
+    facts = {"version": VERSION, **asdict(details)}
+    for token in (token for window in facts["windows"] for token in window["tokens"]):
+        for name in ("original", "quantized", "right"):
+            if token[name] is None:
+                del token[name]
+    text = json.dumps(facts, separators=(",", ":"), allow_nan=False) + "\n"
+    if len(text) > MOST_BYTES:
+        raise ParetobitError(f"{DETAILS} would take {len(text)} bytes", hint=f"{MOST_BYTES} are allowed")
+    write_atomically(folder / DETAILS, text.encode())
+
+
+def read(folder: Path) -> Details | None:
+    """The details in `folder`, None where nobody wrote any. Raises ParetobitError naming the file and the field."""
+    path = folder / DETAILS
+    if not path.exists() and not path.is_symlink():
+        return None
+    if not path.is_file():
+        raise ParetobitError(f"{path} is not a file", hint=HINT)
+    source = _Source(str(path))
+    try:
+        facts = parse_json(read_bytes(path, MOST_BYTES), str(path))
+    except ParetobitError as why:
+        raise ParetobitError(why.message, hint=HINT) from None
+    if type(facts.get("version")) is not int or facts["version"] != VERSION:
+        raise source.bad(f"version {reprlib.repr(facts.get('version'))}, expected {VERSION}")
+    windows = source.items(facts, "windows", MOST_WINDOWS)
+    texts = source.items(facts, "continuations", MOST_TEXTS)
+    return Details(
+        artifact=source.text(facts, "artifact", MOST_WORD),
+        original=source.text(facts, "original", MOST_TEXT),
+        command=source.text(facts, "command", MOST_TEXT),
+        spread=_spread(source, facts.get("spread")),
+        windows=tuple(_window(source, window) for window in windows),
+        continuations=tuple(
+            Continuation(*(source.text(each, key, MOST_TEXT) for key in ("prompt", "original", "quantized")))
+            for each in texts
+        ),
+        skipped=None if facts.get("skipped") is None else source.text(facts, "skipped", MOST_TEXT),
+    )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Takes fields out of objects that come from the file at `path`."""
+
+    path: str
+
+    def bad(self, what: str) -> ParetobitError:
+        return ParetobitError(f"{self.path}: {what}", hint=HINT)
+
+    def field(self, facts: object, name: str) -> Any:
+        if not isinstance(facts, Mapping) or name not in facts:
+            raise self.bad(f"{name} is missing")
+        return facts[name]
+
+    def text(self, facts: object, name: str, most: int) -> str:
+        value = self.field(facts, name)
+        if type(value) is not str or len(value) > most:
+            raise self.bad(f"{name} is not a text of at most {most} characters")
+        return value
+
+    def number(self, facts: object, name: str, least: float, most: float) -> float:
+        return self.checked(self.field(facts, name), name, least, most)
+
+    def checked(self, value: object, name: str, least: float, most: float) -> float:
+        # NaN compares as false, infinity lies outside, and huge whole numbers never become floats.
+        if type(value) not in (int, float) or not least <= value <= most:  # type: ignore[operator]
+            raise self.bad(f"{name} is {reprlib.repr(value)}, not a number from {least:g} to {most:g}")
+        return float(value)  # type: ignore[arg-type]
+
+    def count(self, value: object, name: str) -> int:
+        if type(value) is not int or not 0 <= value < 1 << 53:
+            raise self.bad(f"{name} is {reprlib.repr(value)}, not a count")
+        return value
+
+    def items(self, facts: object, name: str, most: int) -> list[Any]:
+        value = self.field(facts, name)
+        if type(value) is not list or len(value) > most:
+            raise self.bad(f"{name} is not a list of at most {most} entries")
+        return value
+
+
+def _spread(source: _Source, facts: object) -> Spread:
+    counts = source.items(facts, "counts", MOST_BINS)
+    if not counts:
+        raise source.bad("counts is empty")
+    quantiles = []
+    for pair in source.items(facts, "quantiles", MOST_BINS):
+        if type(pair) is not list or len(pair) != 2:
+            raise source.bad("quantiles does not hold pairs")
+        share, nats = pair
+        quantiles.append((source.checked(share, "a quantile", 0, 1), source.checked(nats, "a quantile", 0, 1e9)))
+    return Spread(
+        source.number(facts, "first", -100, 100),
+        source.number(facts, "step", 1e-3, 10),
+        tuple(source.count(count, "a count of tokens") for count in counts),
+        tuple(quantiles),
+    )
+
+
+def _window(source: _Source, facts: object) -> Window:
+    tokens = source.items(facts, "tokens", MOST_TOKENS)
+    number = source.count(source.field(facts, "window"), "window")
+    return Window(number, source.text(facts, "before", MOST_TEXT), tuple(_token(source, token) for token in tokens))
+
+
+def _token(source: _Source, facts: object) -> Token:
+    text, kl = source.text(facts, "text", MOST_WORD), source.number(facts, "kl", 0, 1e9)
+    assert isinstance(facts, Mapping)
+    if ("original" in facts) != ("quantized" in facts):
+        raise source.bad("a token has one guess, not two")
+    if "original" not in facts:
+        return Token(text, kl)
+    right = facts.get("right")
+    if right is not None and (type(right) is not str or right not in RIGHT):
+        raise source.bad(f"right is {reprlib.repr(right)}")
+    original, quantized = (
+        Guess(source.text(facts[name], "text", MOST_WORD), source.number(facts[name], "p", 0, 1))
+        for name in ("original", "quantized")
+    )
+    return Token(text, kl, original, quantized, right)

@@ -1,0 +1,127 @@
+"""The parts of a report that show text: where the arg-max flips, and what the models write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
+
+from paretobit.reports.details import Guess, Token, Window
+from paretobit.reports.headline import figure, name, share
+from paretobit.reports.markup import Markup, tag
+from paretobit.reports.subjects import Subject
+
+SHOWN_WINDOWS = 1  # of each model, the one with the most flips
+MOST_FLIPS = 200  # listed under a window
+KINDS = {"original": "lost", "quantized": "won", None: "moved"}
+LEGEND = {
+    "lost": "the original was right, the packed model is not",
+    "won": "the packed model is right, the original was not",
+    "moved": "they differ, and neither is right",
+}
+
+
+def flips(subjects: Sequence[Subject]) -> list[Markup]:
+    """For every model with details, the windows of held-out text in which it differs most, marked and listed."""
+    parts: list[Markup] = []
+    for number, subject in enumerate(subjects):
+        windows = subject.details.windows[:SHOWN_WINDOWS] if subject.details else ()
+        for window in windows:
+            scored = len(window.tokens)
+            told = f": window {window.window}, {window.flips} of {scored} predictions differ"
+            summary = tag("summary", name(number, subject), told)
+            opened = not parts
+            parts.append(tag("details", summary, passage(window), listing(window), open=opened, class_="flips"))
+    return parts
+
+
+def passage(window: Window) -> Markup:
+    """The text, the tokens that were predicted otherwise marked and numbered."""
+    pieces: list[Markup] = []
+    count = 0
+    for token in window.tokens:
+        if token.original is None or token.quantized is None:
+            pieces.append(tag("span", token.text))
+            continue
+        count += 1
+        title = f"original {_said(token.original)}, packed {_said(token.quantized)}, KL {token.kl:.3g}"
+        pieces.append(
+            tag("mark", token.text, tag("sup", count, aria_hidden="true"), class_=_kind(token), title=title, tabindex=0)
+        )
+    return tag("p", tag("span", window.before, class_="before"), pieces, class_="passage", dir="auto")
+
+
+def listing(window: Window) -> Markup:
+    """The same flips as a table: what can be read without a pointer."""
+    found = [token for token in window.tokens if token.original is not None]
+    rows = []
+    for count, token in enumerate(found[:MOST_FLIPS], 1):
+        assert token.original is not None and token.quantized is not None
+        rows.append(
+            tag(
+                "tr", tag("td", count), tag("td", word(token.text), class_=_kind(token)),
+                [(tag("td", word(g.text)), tag("td", share(g.p))) for g in (token.original, token.quantized)],
+                tag("td", figure(token.kl)),
+            )
+        )  # fmt: skip
+    titles = ("", "text", "original", "", "packed", "", "KL, nats")
+    head = tag("tr", [tag("th", title, scope="col") for title in titles])
+    more = f" (the first {MOST_FLIPS} of {len(found)})" if len(found) > MOST_FLIPS else ""
+    table = tag("table", tag("thead", head), tag("tbody", rows), class_="figures")
+    summary = tag("summary", f"These flips in figures{more}")
+    return tag("details", summary, tag("div", table, class_="box tall", tabindex=0), class_="inner")
+
+
+def legend() -> Markup:
+    return tag(
+        "ul", [tag("li", tag("mark", "word", class_=kind), " ", told) for kind, told in LEGEND.items()], class_="key"
+    )
+
+
+def word(text: str) -> Markup:
+    """A token, with what would not be seen spelled out."""
+    spelled = text.replace("\n", "⏎").replace("\t", "⇥")
+    if not spelled.strip():
+        spelled = spelled.replace(" ", "␣") or "∅"
+    return tag("bdi", spelled.strip(" "), class_="word")
+
+
+def _said(guess: Guess) -> str:
+    return f"“{guess.text.strip(' ')}” {guess.p:.0%}"
+
+
+def _kind(token: Token) -> str:
+    return KINDS[token.right]
+
+
+def continuations(subjects: Sequence[Subject]) -> list[Markup]:
+    """Every prompt with what the original and each model write after it. Where a model leaves the original's words, its
+    own are set apart."""
+    found: dict[str, list[tuple[int, str, str]]] = {}
+    for number, subject in enumerate(subjects):
+        for each in subject.details.continuations if subject.details else ():
+            found.setdefault(each.prompt, []).append((number, each.original, each.quantized))
+    parts = []
+    for prompt, rows in found.items():
+        lines = []
+        for text in dict.fromkeys(original for _, original, _ in rows):
+            sources = {subjects[number].original for number, original, _ in rows if original == text}
+            lines.append((tag("dt", "original, ", sorted(sources)[0]), tag("dd", text)))
+        for number, original, own in rows:
+            same = _alike(original, own)
+            shown = tag("dd", own[:same], tag("em", own[same:]) if own[same:] else None)
+            lines.append((tag("dt", name(number, subjects[number])), shown))
+        parts.append(tag("article", tag("h3", prompt.replace("\n", " ⏎ ").strip()), tag("dl", lines)))
+    return parts
+
+
+def _alike(a: str, b: str) -> int:
+    """Characters of `b` up to the last word that it begins with like `a`."""
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+    whole = same == len(b) and (same == len(a) or a[same].isspace())
+    return same if whole else b.rfind(" ", 0, same) + 1
+
+
+def skipped(subjects: Sequence[Subject]) -> list[Markup]:
+    """Why some have no continuations."""
+    known = [(i, s, s.details.skipped) for i, s in enumerate(subjects) if s.details and s.details.skipped]
+    return [tag("p", name(i, subject), ": ", why, class_="todo") for i, subject, why in known]
