@@ -12,20 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from paretobit import load, open_model
+from paretobit.evals.writing import PROMPTS
 from paretobit.runtime.tokenizer import Tokenizer
-
-PROMPTS = (
-    "The capital of France is",
-    "Water boils at",
-    "The three primary colors are",
-    "To make a cup of tea, first",
-    "The largest planet in our solar system is",
-    "Once upon a time, there was a little",
-    "In 1969, astronauts",
-    "def add(a, b):\n",
-    "Q: What is 2 + 3?\nA:",
-    "My favorite season is autumn because",
-)
 
 
 def original(name: str, tokens: int) -> Callable[[str], str]:

@@ -19,7 +19,8 @@ from typing import Any
 
 SWITCHES = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe",
-    "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions",
+    "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--disable-extensions",
     "--disable-default-apps", "--no-default-browser-check", "--hide-scrollbars", "--mute-audio",
     # Whatever the page asks for by name has no address.
     "--host-resolver-rules=MAP * ~NOTFOUND", "--proxy-server=direct://",

@@ -31,7 +31,27 @@ from paretobit.evals.perplexity import (
 )
 
 ENOUGH_WINDOWS = 80
+WORST_WINDOWS = 2  # whose tokens are kept one by one: memory does not grow with the text
 SAME_REFERENCE = 1e-3  # nats a window: batch shapes and machines move it by 1e-5, another model by far more
+
+
+@dataclass(frozen=True)
+class Window:
+    """One window token by token. index: among the windows; tokens: (size,) int64; of each scored position (scored,):
+    top, reference_top: arg-max of the candidate and of the original, int64; p, reference_p: what each gives to its own;
+    kl: nats."""
+
+    index: int
+    tokens: np.ndarray
+    top: np.ndarray
+    p: np.ndarray
+    reference_top: np.ndarray
+    reference_p: np.ndarray
+    kl: np.ndarray
+
+    @property
+    def flips(self) -> int:
+        return int((self.top != self.reference_top).sum())
 
 
 @dataclass(frozen=True)
@@ -40,8 +60,8 @@ class Comparison:
 
     per_window: float64 (windows,) means over each window's scored tokens: `nll`, `hit`, and with an original
     `reference_nll`, `reference_hit`, `kl_divergence`, `same_top1`, `squared_delta_p`. kl: (tokens,) per
-    token, or None. Standard errors are over windows: tokens of one window are correlated, windows far less
-    so.
+    token, or None. worst: the windows in which the arg-max differs most often, WORST_WINDOWS of them. Standard errors
+    are over windows: tokens of one window are correlated, windows far less so.
     """
 
     protocol: str
@@ -50,6 +70,7 @@ class Comparison:
     windows_sha256: str
     per_window: dict[str, np.ndarray] = field(repr=False)
     kl: np.ndarray | None = field(repr=False)
+    worst: tuple[Window, ...] = field(default=(), repr=False)
 
     @property
     def perplexity(self) -> float:
@@ -148,11 +169,13 @@ def compare(
     if reference is not None:
         models["the original"] = reference
     tokens: list[dict[str, np.ndarray]] = []  # per batch: name -> (b, scored)
+    worst: list[Window] = []
     start, batch = 0, 1  # one window alone tells how wide the vocabulary is
     while start < count:
         rows = windows[start : start + batch]
         scores, vocab = _score_batch(models, rows, start)
-        tokens.append(scores)
+        worst = _worst(worst, scores, rows, start)
+        tokens.append({name: values for name, values in scores.items() if name not in GUESSES})
         batch = batch_size(scored_tokens(size), vocab)
         start += len(rows)
         if advance is not None:
@@ -165,7 +188,23 @@ def compare(
         windows_sha256=hashlib.sha256(np.ascontiguousarray(windows, dtype="<i8").tobytes()).hexdigest(),
         per_window={name: values.mean(axis=1) for name, values in merged.items()},
         kl=merged["kl_divergence"].reshape(-1) if reference is not None else None,
+        worst=tuple(worst),
     )
+
+
+GUESSES = ("top", "p", "reference_top", "reference_p")
+
+
+def _worst(known: list[Window], scores: dict[str, np.ndarray], rows: np.ndarray, start: int) -> list[Window]:
+    """The worst of those `known` and of a batch; of windows alike the earlier. Arrays are copied: the batch goes."""
+    if "kl_divergence" not in scores:
+        return []
+    found = list(known)
+    for i, tokens in enumerate(rows):
+        top, p, reference_top, reference_p = (scores[name][i].copy() for name in GUESSES)
+        ids = top.astype(np.int64), p, reference_top.astype(np.int64), reference_p
+        found.append(Window(start + i, tokens.copy(), *ids, scores["kl_divergence"][i].copy()))
+    return sorted(found, key=lambda window: (-window.flips, window.index))[:WORST_WINDOWS]
 
 
 def _score_batch(models: dict[str, Logits], rows: np.ndarray, start: int) -> tuple[dict[str, np.ndarray], int]:
@@ -196,7 +235,7 @@ def _score_tokens(flat: dict[str, np.ndarray], targets: np.ndarray) -> dict[str,
     ours, theirs = flat["the model"], flat.get("the original")
     names = ["nll", "hit"]
     if theirs is not None:
-        names += ["reference_nll", "reference_hit", "kl_divergence", "same_top1", "squared_delta_p"]
+        names += ["reference_nll", "reference_hit", "kl_divergence", "same_top1", "squared_delta_p", *GUESSES]
     n, vocab = ours.shape
     out = {name: np.empty(n) for name in names}
     chunk = next(row_chunks(n, vocab)).stop
@@ -210,6 +249,9 @@ def _score_tokens(flat: dict[str, np.ndarray], targets: np.ndarray) -> dict[str,
         p = score_rows(theirs[at], goal, scratch[1])
         out["reference_nll"][at], out["reference_hit"][at] = p.nll, p.top == goal
         out["same_top1"][at] = p.top == q.top
+        # Token ids fit a float64 exactly; exp(peak - peak) is 1.
+        out["top"][at], out["p"][at] = q.top, 1 / q.total
+        out["reference_top"][at], out["reference_p"][at] = p.top, 1 / p.total
         with np.errstate(over="ignore", invalid="ignore"):
             gap = np.subtract(theirs[at], ours[at], out=q.exps)  # q.exps has been added up and is free
             np.multiply(p.exps, gap, out=p.exps)

@@ -119,7 +119,7 @@ def _cells(made: Artifact) -> list[Cell]:
         places |= {made.arch.prefix(block) + name: (block, role) for name, role in ROLES.items()}
     cells = []
     for name, layer in made.plan.layers.items():
-        block, role = places.get(name, (None, name))
+        where, role = places.get(name, (None, name))
         bits = 8 * made.nbytes(name) / math.prod(made.shape(name))
-        cells.append(Cell(block, role, bits, str(layer.scheme), layer.method))
+        cells.append(Cell(where, role, bits, str(layer.scheme), layer.method))
     return sorted(cells, key=lambda cell: -1 if cell.block is None else cell.block)

@@ -71,7 +71,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure a packed model: perplexity, KL divergence to the original, agreement, tasks.
 
-    Results are appended to OUT/results.jsonl and to its model card. Raises ParetobitError on bad input.
+    Results are appended to OUT/results.jsonl and to its model card; with --against and --text, OUT/details.json holds
+    where the two differ, for report. Raises ParetobitError on bad input.
     """
     import time
 
@@ -79,18 +80,12 @@ def evaluate(
     from paretobit.checkpoint import open_model
     from paretobit.evals.divergence import paired
 
-    if runtime not in RUNTIMES:
-        raise ParetobitError(f"--runtime {runtime} is unknown", hint=f"choose from {', '.join(RUNTIMES)}")
-    if runtime == TORCH or against is not None:
-        torch_or_hint("eval")
-    if text is None and not tasks:
-        raise ParetobitError("nothing to evaluate on", hint="add --text FILE.txt or --tasks FILE.jsonl")
-    if versus is not None and (against is None or text is None):
-        raise ParetobitError("--versus compares two models on --text against --against", hint="give both")
+    _check(against, text, tasks, versus, runtime)
     started = time.monotonic()
     source = open_model(out)
     candidate, tokenizer = open_decoder(source, device) if runtime == TORCH else open_session(source)
     original = open_model(against) if against else None
+    kept = all(fits(model) for model in (source, original) if model is not None)
     reference = open_decoder(original, device)[0] if original else None
     compared = difference = rounded = None
     if text is not None:
@@ -114,7 +109,22 @@ def evaluate(
         limit = (f" --windows {windows}" if text else "") + (f" --rows {rows}" if rows else "")
         limit += "" if runtime == TORCH else f" --runtime {runtime}"
         _remember(packed, result, f" --against {original.name}" if original else "", text or "", tasks, limit)
+        if original is not None and reference is not None and compared is not None:
+            command = f"paretobit eval THIS --against {original.name} --text {Path(text or '').name}{limit}"
+            writers = (reference, candidate) if kept else None
+            _keep_details(packed, compared, tokenizer, original, command, writers)
     return result
+
+
+def _check(against: str | None, text: str | None, tasks: Sequence[str], versus: str | None, runtime: str) -> None:
+    if runtime not in RUNTIMES:
+        raise ParetobitError(f"--runtime {runtime} is unknown", hint=f"choose from {', '.join(RUNTIMES)}")
+    if runtime == TORCH or against is not None:
+        torch_or_hint("eval")
+    if text is None and not tasks:
+        raise ParetobitError("nothing to evaluate on", hint="add --text FILE.txt or --tasks FILE.jsonl")
+    if versus is not None and (against is None or text is None):
+        raise ParetobitError("--versus compares two models on --text against --against", hint="give both")
 
 
 def open_logits(name: str, device: str | None = None) -> tuple[Logits, Tokenizer]:
@@ -127,13 +137,18 @@ def open_logits(name: str, device: str | None = None) -> tuple[Logits, Tokenizer
 
 def open_decoder(source: Checkpoint, device: str | None) -> tuple[Logits, Tokenizer]:
     """The torch decoder's logits, weights kept in memory where they fit into half of what is free."""
-    from paretobit import hardware
     from paretobit.compress.model import Decoder
     from paretobit.compress.world import pick_device
     from paretobit.runtime.tokenizer import Tokenizer
 
-    keep = 2 * source.bits16 < hardware.memory_available() // 2
-    return Decoder(source, device=pick_device(device), keep=keep).logits, Tokenizer(source.companions)
+    return Decoder(source, device=pick_device(device), keep=fits(source)).logits, Tokenizer(source.companions)
+
+
+def fits(source: Checkpoint) -> bool:
+    """Whether its weights in float32 take less than half of the memory that is free."""
+    from paretobit import hardware
+
+    return 2 * source.bits16 < hardware.memory_available() // 2
 
 
 def open_session(source: Checkpoint, activations: str = "int8") -> tuple[Logits, Tokenizer]:
@@ -185,7 +200,7 @@ def _remember(packed: Artifact, result: Evaluation, against: str, text: str, tas
     machine, found = hardware.describe().hash, []
     for metric, value, stderr, n, measured_on in _figures(result, text, tasks):
         if value is not None:
-            unit = "nats" if metric == "kl_divergence" else ""
+            unit = "nats" if metric in ("kl_divergence", "ln_perplexity_ratio") else ""
             command = f"paretobit eval THIS{against} {measured_on}{limit}"
             found.append(Result(metric, value, unit, n, stderr, packed.hash, machine, command))
     try:
@@ -195,6 +210,34 @@ def _remember(packed: Artifact, result: Evaluation, against: str, text: str, tas
         say(f"warning: the results are not kept: {why}")
 
 
+def _keep_details(
+    packed: Artifact,
+    compared: Comparison,
+    tokenizer: Tokenizer,
+    original: Checkpoint,
+    command: str,
+    writers: tuple[Logits, Logits] | None,
+) -> None:
+    """Write details.json; a folder that cannot be written only warns. writers: the original and the packed model, None
+    where they are read from disk at every use, so that each word would take as long as the whole text."""
+    from paretobit.reports import details
+    from paretobit.verbs.details import continuations, details_of
+
+    names, context = (original.name, packed.name), min(original.arch.max_positions, packed.arch.max_positions)
+    written = continuations(names, writers, tokenizer, context) if writers else ([], TOO_LARGE)
+    try:
+        details.write(packed.folder, details_of(packed, compared, tokenizer, original.name, command, written))
+    except ParetobitError as why:
+        say(f"warning: the details are not kept: {why}")
+
+
+TOO_LARGE = "the weights do not fit into half of the free memory, so letting them write would take too long"
+TEXT_METRICS = (
+    *("perplexity", "ln_perplexity_ratio", "same_top1"),
+    *("next_token_accuracy", "next_token_accuracy_retained"),
+)
+
+
 def _figures(result: Evaluation, text: str, tasks: Sequence[str]) -> Iterator[Figure]:
     """(metric, value, stderr, samples, what it was measured on) of everything worth remembering."""
     if result.text:
@@ -202,7 +245,7 @@ def _figures(result: Evaluation, text: str, tasks: Sequence[str]) -> Iterator[Fi
         kl = result.text.kl_divergence
         if kl:
             yield "kl_divergence", kl["mean"], kl["stderr"], n, on
-        for metric in ("perplexity", "same_top1", "next_token_accuracy", "next_token_accuracy_retained"):
+        for metric in TEXT_METRICS:
             yield metric, measured[metric], measured[f"{metric}_stderr"], n, on
     for path, task in zip(tasks, result.tasks, strict=True):
         measured, on = task.to_json(), f"--tasks {Path(path).name}"
