@@ -32,7 +32,7 @@ LAYERS = [
 ]
 LAYER_OF = {name: i for i, names in enumerate(LAYERS) for name in names}
 HEAVY = {"scipy", "altair", "onnx", "starlette", "pydantic", "llguidance", "gguf", "huggingface_hub", "lm_eval"}
-HEAVY |= {"jinja2", "tokenizers", "matplotlib"}
+HEAVY |= {"jinja2", "tokenizers", "matplotlib", "vl_convert"}
 LIGHT_ONLY = {"torch", "transformers"}
 # Imports inside a function that look upwards: opening a name leads to a packed model, and the adapter opens models.
 UPWARD = {("checkpoint", "artifact"), ("evals", "verbs")}

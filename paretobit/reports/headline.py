@@ -163,7 +163,6 @@ def notes(subjects: Sequence[Subject], heads: Sequence[Headline], base: int | No
         )
     for number, subject in enumerate(subjects):
         if subject.strangers:
-            count = f"{subject.strangers} rows" if subject.strangers > 1 else "One row"
-            told = f": {count} of its results speak of other weights and are left out."
+            told = f": {subject.strangers} of its results are of other weights, and left out."
             found.append(tag("li", name(number, subject), told))
     return found

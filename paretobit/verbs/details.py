@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FIRST, STEP, BINS = -7.0, 0.25, 36  # log10 of nats: from what is measured exactly to 100
 SHARES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
-CONTINUED, NEW_TOKENS = 6, 24  # prompts, and tokens after each: as much work as four windows of text
+CONTINUED, NEW_TOKENS = (0, 1, 3, 5), 24  # prompts, and tokens after each: as much work as four windows of text
 MOST_KL = 1e9  # nats that the file can hold; no model that works comes near
 BEFORE = 32  # tokens shown before the first scored one
 
@@ -95,7 +95,7 @@ def continuations(
     from paretobit.evals.writing import PROMPTS, greedy
     from paretobit.reports.details import Continuation
 
-    prompts = PROMPTS[:CONTINUED]
+    prompts = [PROMPTS[i] for i in CONTINUED]
     ids = [tokenizer.encode(prompt) for prompt in prompts]
     if not all(ids):
         return [], "the tokenizer makes nothing of the prompts"

@@ -38,6 +38,7 @@ def report(
     """
     from importlib.metadata import version
 
+    from paretobit.artifact import RESULTS
     from paretobit.evals.energy import carbon
     from paretobit.reports.charts import altair_or_hint
     from paretobit.reports.compare import headlines, smallest
@@ -52,12 +53,14 @@ def report(
         check_ending(Path(rows))
         if Path(rows).resolve() == Path(out).resolve():
             raise ParetobitError(f"--rows and -o are both {out}", hint="give two files")
-    if Path(out).is_dir():
-        raise ParetobitError(f"{out} is a folder", hint="name the page to write: -o report.html")
+    if Path(out).suffix.lower() not in (".html", ".htm") or Path(out).is_dir():
+        raise ParetobitError(f"{out} is not the name of a page", hint="name one, such as -o report.html")
     altair_or_hint()
     if grid is not None:
         carbon(0.0, grid)
     subjects = read_subjects([Path(folder) for folder in outs])
+    if rows is not None and Path(rows).resolve() in {(Path(folder) / RESULTS).resolve() for folder in outs}:
+        raise ParetobitError(f"{rows} holds a model's own results", hint="choose another file for --rows")
     made = page(subjects, version("paretobit"), grid).encode()
     write_atomically(Path(out), made)
     if rows is not None:
