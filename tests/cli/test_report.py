@@ -203,7 +203,7 @@ def test_json(made: list[Path], tmp_path: Path, command: Command) -> None:
 
 def test_models_of_one_name_are_told_apart(model: Path, tmp_path: Path, command: Command) -> None:
     outs = [pack(model, tmp_path / name / "out") for name in ("a", "b")]
-    head, *rows = table(report(*outs, to=tmp_path / "r.html", command=command).all("table", class_="heads")[0])
+    _, *rows = table(report(*outs, to=tmp_path / "r.html", command=command).all("table", class_="heads")[0])
     assert [row[0] for row in rows] == ["a/out", "b/out"]
 
 

@@ -20,9 +20,9 @@ from tests.reports import charts as charts_of
 from tests.reports import measure, pack, parse, write_details
 
 EVIL = (
-    "<script>alert(1)</script>", "</script><script>alert(1)</script>", "<!--<script>", "</style><img src=x onerror=alert(1)>",
-    "\"' onmouseover=alert(1) x='", "&lt;b&gt;", "]]>", "</title>", "{{7*7}}", "\ud800\u202e\x1b[2J\x00", "javascript:alert(1)",
-    "\u2028\u2029", "=HYPERLINK(1)",
+    "<script>alert(1)</script>", "</script><script>alert(1)</script>", "<!--<script>", "</title>", "{{7*7}}",
+    "</style><img src=x onerror=alert(1)>", "\"' onmouseover=alert(1) x='", "&lt;b&gt;", "]]>", "=HYPERLINK(1)",
+    "\ud800\u202e\x1b[2J\x00", "\u2028\u2029", "javascript:alert(1)",
 )  # fmt: skip
 
 
@@ -112,8 +112,9 @@ def test_absurd_values_in_every_field(copy: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [("spread",), ("spread", "counts"), ("spread", "counts", 0), ("spread", "step"), ("windows",), ("windows", 0, "tokens"),
-     ("windows", 0, "tokens", 1, "kl"), ("windows", 0, "tokens", 1, "original"), ("continuations", 0, "prompt")],
+    [("spread",), ("spread", "counts"), ("spread", "counts", 0), ("spread", "step"), ("windows",),
+     ("windows", 0, "tokens"), ("windows", 0, "tokens", 1, "kl"), ("windows", 0, "tokens", 1, "original"),
+     ("continuations", 0, "prompt")],
 )  # fmt: skip
 def test_missing_fields_are_refused(copy: Path, path: tuple) -> None:
     facts = json.loads((copy / DETAILS).read_text())
