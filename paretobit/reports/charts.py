@@ -17,7 +17,7 @@ from paretobit.reports.subjects import Cell, Subject
 
 SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "triangle-right")
 COLOURS = 8  # --series-0 … in page.css
-LEAST_KL = 1e-8  # where a logarithmic axis ends: the measurement is good to 1e-7
+LEAST_KL = 1e-6  # where a logarithmic axis ends: the measurement is good to 1e-7
 CLASSES = (1.3, 1.8, 2.5, 3.5, 4.5, 5.5, 9.0)  # bits at which the heat map's next colour begins
 CLASS_NAMES = ("1", "1.6", "2", "3", "4", "5", "6 to 8", "16 and more")
 RAMP = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39", "#fde725")  # viridis
@@ -194,7 +194,7 @@ def heat_map(name: str, subject: Subject) -> Chart:
         )
     )  # fmt: skip
     words = f"Bits per weight of {subject.label}, block by block. {mixture(subject)}"
-    return Chart(name, _spec(alt.layer(cells, figures), words, 23 * len(order)), words)
+    return Chart(name, _spec(alt.layer(cells, figures), words, (14 if is_uniform(subject) else 23) * len(order)), words)
 
 
 def _tile(cell: Cell, count: int) -> dict[str, Any]:
@@ -247,7 +247,9 @@ def histogram(name: str, subjects: Sequence[Subject]) -> Chart | None:
     labels = [subject.label for subject in subjects]
     dashes = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3]]
     spread_axis = alt.Axis(
-        labelExpr="datum.value < 0.01 ? format(datum.value, '.0e') : format(datum.value, '~g')", tickCount=6
+        labelExpr="datum.value < 0.01 ? format(datum.value, '.0e') : format(datum.value, '~g')",
+        tickCount=6,
+        labelSeparation=8,
     )
     lines = alt.Chart(alt.Data(values=rows)).mark_line(interpolate="monotone", strokeWidth=2).encode(
         x=alt.X("kl:Q", title="KL divergence of a token, nats (log)", scale=alt.Scale(type="log"), axis=spread_axis),

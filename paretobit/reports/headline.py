@@ -34,15 +34,17 @@ def name(number: int, subject: Subject) -> Markup:
 
 
 def share(value: float) -> str:
-    return f"{value:.1%}".replace("%", "\u202f%")
+    return f"{100 * value:.1f}\u202f%".replace("-0.0", "0.0").replace("-", "−")
 
 
-def figure(value: float) -> str:
-    """Three significant digits, without an exponent between 0.001 and a million."""
-    if value and not 1e-3 <= abs(value) < 1e6:
+def figure(value: float, like: float | None = None) -> str:
+    """About three significant digits, without an exponent between 0.001 and a million; or as many decimals as `like`
+    has."""
+    size = abs(value if like is None else like)
+    if size and not 1e-3 <= size < 1e6:
         return f"{value:.2e}"
-    digits = 2 if abs(value) >= 1 else 4
-    return f"{value:.{digits}f}" if abs(value) < 100 else f"{value:,.0f}".replace(",", "\u202f")
+    digits = next(digits for least, digits in ((100, 0), (10, 1), (1, 2), (0, 4)) if size >= least)
+    return f"{value:,.{digits}f}".replace(",", "\u202f").replace("-", "−")
 
 
 def verdict(subjects: Sequence[Subject], heads: Sequence[Headline]) -> Markup:
@@ -88,7 +90,7 @@ def table(
     ]
     columns += [
         ("next token kept", [percent(head.kept) for head in heads]),
-        ("same top-1", [percent(head.same) for head in heads]),
+        ("same top\u20111", [percent(head.same) for head in heads]),
         ("tasks kept", [percent(head.tasks, counted=True) for head in heads]),
         ("KL, nats", [number(head.kl) for head in heads]),
         ("perplexity ratio", [number(head.ratio) for head in heads]),
@@ -100,14 +102,18 @@ def table(
         columns.append(
             (f"g CO₂e per million tokens, {grid}", [cell(MISSING if g is None else figure(g)) for g in grams])
         )
-    shown = [(title, cells) for title, cells in columns if any(str(c) != str(cell(MISSING)) for c in cells)]
+    nothing = cell(MISSING)
+    shown = [(title, cells) for title, cells in columns if any(found != nothing for found in cells)]
     # On a phone rows become blocks, which takes a table's meaning away from it unless roles say it.
     titles = [tag("th", title, scope="col", role="columnheader") for title, _ in shown]
     head = tag("tr", tag("th", "model", scope="col", role="columnheader"), titles, role="row")
     rows = [
         tag(
             "tr", tag("th", name(i, subject), scope="row", role="rowheader"),
-            [tag("td", cells[i], data_label=title, role="cell") for title, cells in shown],
+            [
+                tag("td", cells[i], data_label=title, role="cell", class_="missing" if cells[i] == nothing else None)
+                for title, cells in shown
+            ],
             role="row",
         )
         for i, subject in enumerate(subjects)
@@ -126,19 +132,24 @@ def percent(reading: Reading | None, counted: bool = False) -> Markup:
         return cell(MISSING)
     error = None if reading.stderr is None else tag("small", f" ± {100 * reading.stderr:.1f}")
     many = tag("small", f" of {reading.n}") if counted and reading.n > 1 else None
-    return cell(f"{100 * reading.value:.1f}", error, "\u202f%", many, dagger(reading))
+    return cell(share(reading.value), dagger(reading), error, many)
 
 
 def number(reading: Reading | None) -> Markup:
     if reading is None:
         return cell(MISSING)
-    error = None if reading.stderr is None else tag("small", f" ± {figure(reading.stderr)}")
+    error = None if reading.stderr is None else tag("small", f" ± {figure(reading.stderr, reading.value)}")
     modelled = tag("small", " modelled", class_="modelled") if reading.how == MODELLED else None
-    return cell(figure(reading.value), error, modelled, dagger(reading))
+    return cell(figure(reading.value), dagger(reading), error, modelled)
 
 
 def dagger(reading: Reading) -> Markup | None:
     return None if reading.alike else tag("sup", "†", title=f"measured otherwise: {reading.command}")
+
+
+def names(numbers: Sequence[int], subjects: Sequence[Subject]) -> list[Markup]:
+    """Several models in a row."""
+    return [Markup((", " if i else "") + name(number, subjects[number])) for i, number in enumerate(numbers)]
 
 
 def notes(subjects: Sequence[Subject], heads: Sequence[Headline], base: int | None) -> list[Markup]:

@@ -75,6 +75,15 @@ def _eval_command(subject: Subject) -> Markup:
     return _run("eval", subject, f" --against {shlex.quote(subject.original)} --text FILE.txt")
 
 
+def _ask(what: str, numbers: Sequence[int], subjects: Sequence[Subject], element: str) -> Markup | None:
+    """What is missing of these models, and the command that brings it, of the first; None where nothing is."""
+    if not numbers:
+        return None
+    rest = ", and so on." if len(numbers) > 1 else ""
+    told = what, headline.names(numbers, subjects), ". ", _eval_command(subjects[numbers[0]]), rest
+    return tag(element, *told, class_="todo" if element == "p" else None)
+
+
 def _section(title: str, *parts: object, lead: object = None) -> Markup:
     told = tag("p", lead, class_="lead") if lead else None
     return tag("section", tag("h2", title), told, *parts)
@@ -96,14 +105,11 @@ def _top(subjects: Sequence[Subject], grid: str | None) -> Markup:
 
         grams = [None if reading is None else carbon(1e6 * reading.value, grid) for reading in joules]
     notes = headline.notes(subjects, heads, compare.baseline(subjects, joules))
-    missing = [
-        tag("li", name(i, subject), " was never measured against its original: ", _eval_command(subject))
-        for i, subject in enumerate(subjects)
-        if heads[i].kept is None and heads[i].kl is None
-    ]
+    unknown = [i for i, head in enumerate(heads) if head.kept is None and head.kl is None]
+    missing = _ask("Never measured against the original: ", unknown, subjects, "li")
     header = tag("header", tag("p", "paretobit report", class_="over"), tag("h1", _title(subjects)))
     table = headline.table(subjects, heads, grams, grid)
-    listed = tag("ul", notes, missing, class_="notes") if notes or missing else None
+    listed = tag("ul", notes, missing, class_="notes") if notes or unknown else None
     return tag("section", header, headline.verdict(subjects, heads), table, listed)
 
 
@@ -170,17 +176,14 @@ def _differences(subjects: Sequence[Subject], drawn: list[Chart]) -> Markup:
     known = [subject for subject in subjects if subject.details]
     key = tag("ul", [tag("li", name(i, s)) for i, s in enumerate(subjects) if s.details], class_="key models")
     figure_ = _figure(chart, tag("b", "KL divergence, token by token"), drawn)
-    todo = [
-        tag("p", "Not recorded of ", name(i, s), ": ", _eval_command(s), class_="todo")
-        for i, s in enumerate(subjects) if not s.details
-    ]  # fmt: skip
+    todo = _ask("Not recorded of ", [i for i, s in enumerate(subjects) if not s.details], subjects, "p")
     lead = "Most tokens hardly change, a few change a lot: below, the text in which each model differs most."
     marked = texts.flips(known) and [
         tag("h3", "Where the likeliest token flips"),
         texts.legend(),
         *texts.flips(subjects),
     ]
-    return _section("Where the models differ", key, figure_, *todo, *(marked or []), lead=lead)
+    return _section("Where the models differ", key, figure_, todo, *(marked or []), lead=lead)
 
 
 def _writing(subjects: Sequence[Subject]) -> Markup | None:

@@ -43,11 +43,14 @@ def passage(window: Window) -> Markup:
             pieces.append(tag("span", token.text))
             continue
         count += 1
+        bare = token.text.strip()  # spaces and line ends around a word are not marked with it
+        before, _, after = token.text.partition(bare) if bare else ("", "", token.text)
         title = f"original {_said(token.original)}, packed {_said(token.quantized)}, KL {token.kl:.3g}"
-        pieces.append(
-            tag("mark", token.text, tag("sup", count, aria_hidden="true"), class_=_kind(token), title=title, tabindex=0)
-        )
-    return tag("p", tag("span", window.before, class_="before"), pieces, class_="passage", dir="auto")
+        number = tag("sup", count, aria_hidden="true")
+        mark = tag("mark", bare or spelled(token.text), number, class_=_kind(token), title=title, tabindex=0)
+        pieces.append(tag("span", before, mark, after))
+    start = tag("span", "… ", window.before.lstrip(), class_="before")
+    return tag("p", start, pieces, class_="passage", dir="auto")
 
 
 def listing(window: Window) -> Markup:
@@ -63,7 +66,7 @@ def listing(window: Window) -> Markup:
                 tag("td", figure(token.kl)),
             )
         )  # fmt: skip
-    titles = ("", "text", "original", "", "packed", "", "KL, nats")
+    titles = ("#", "text", "original", "p", "packed", "p", "KL, nats")
     head = tag("tr", [tag("th", title, scope="col") for title in titles])
     more = f" (the first {MOST_FLIPS} of {len(found)})" if len(found) > MOST_FLIPS else ""
     table = tag("table", tag("thead", head), tag("tbody", rows), class_="figures")
@@ -79,10 +82,13 @@ def legend() -> Markup:
 
 def word(text: str) -> Markup:
     """A token, with what would not be seen spelled out."""
-    spelled = text.replace("\n", "⏎").replace("\t", "⇥")
-    if not spelled.strip():
-        spelled = spelled.replace(" ", "␣") or "∅"
-    return tag("bdi", spelled.strip(" "), class_="word")
+    return tag("bdi", spelled(text).strip(" "), class_="word")
+
+
+def spelled(text: str) -> str:
+    """With signs for line ends and tabs, and for spaces where there is nothing else."""
+    shown = text.replace("\n", "⏎").replace("\t", "⇥")
+    return shown if shown.strip() else shown.replace(" ", "␣") or "∅"
 
 
 def _said(guess: Guess) -> str:
@@ -105,13 +111,19 @@ def continuations(subjects: Sequence[Subject]) -> list[Markup]:
         lines = []
         for text in dict.fromkeys(original for _, original, _ in rows):
             sources = {subjects[number].original for number, original, _ in rows if original == text}
-            lines.append((tag("dt", "original, ", sorted(sources)[0]), tag("dd", text)))
-        for number, original, own in rows:
+            lines.append((tag("dt", "original, ", sorted(sources)[0]), tag("dd", _tidy(text))))
+        for number, *texts in rows:
+            original, own = map(_tidy, texts)
             same = _alike(original, own)
             shown = tag("dd", own[:same], tag("em", own[same:]) if own[same:] else None)
             lines.append((tag("dt", name(number, subjects[number])), shown))
         parts.append(tag("article", tag("h3", prompt.replace("\n", " ⏎ ").strip()), tag("dl", lines)))
     return parts
+
+
+def _tidy(text: str) -> str:
+    """Without blank lines, which would part what belongs side by side."""
+    return "\n".join(line for line in text.split("\n") if line.strip()).strip()
 
 
 def _alike(a: str, b: str) -> int:

@@ -66,13 +66,13 @@ def test_the_headline(page: Element, made: list[Path]) -> None:
     wide = 1 - small.size_bytes / pb.Artifact(made[1]).manifest["model"]["bytes_16bit"]
     assert row["saved of 16 bits"].startswith(f"{100 * wide:.1f}")
     assert row["saved of 32 bits"].startswith(f"{100 * (1 + wide) / 2:.1f}")
-    assert row["next token kept"].startswith("96.1 ± 0.4") and row["KL, nats"] == "0.0500 ± 0.0050"
-    assert row["perplexity ratio"].startswith("1.05 ±") and row["tokens/s"] == "200"
+    assert row["next token kept"] == "96.1\u202f% ± 0.4" and row["KL, nats"] == "0.0500 ± 0.0050"
+    assert row["perplexity ratio"] == "1.05 ± 0.01" and row["tokens/s"] == "200"
     assert row["J a token"] == "0.0500 modelled"
     assert row["J saved"].startswith("50.0") and found[2]["J saved"] == "–"  # of the largest's 0.1 J
     grams = float(row["g CO₂e per million tokens, IND"])
     assert grams == pytest.approx(0.05e6 / 3.6e6 * 713, rel=0.01)
-    assert found[0]["tasks kept"].startswith("50.0 ± 2.0") and row["tasks kept"] == "–"
+    assert found[0]["tasks kept"] == "50.0\u202f% ± 2.0" and row["tasks kept"] == "–"
     labels = [cell.attributes["data-label"] for cell in page.all("table", class_="heads")[0].all("td")]
     assert labels == head[1:] * 3
 
@@ -112,7 +112,7 @@ def test_bits_by_layer(page: Element, made: list[Path]) -> None:
 def test_flips_and_texts(page: Element) -> None:
     differ = section(page, "Where the models differ")
     passages = differ.all("p", class_="passage")
-    assert len(passages) == 3 and passages[0].text == "before  word word word1 word2 word3"
+    assert len(passages) == 3 and passages[0].text == "… before  word word word1 word2 word3"
     marks = passages[0].all("mark")
     assert [mark.attributes["class"] for mark in marks] == ["lost", "won", "moved"]
     assert all(mark.attributes["title"] == "original “word” 75%, packed “wordx” 25%, KL 0.5" for mark in marks)
@@ -123,7 +123,7 @@ def test_flips_and_texts(page: Element) -> None:
     (article,) = section(page, "Text, side by side").all("article")
     assert article.all("h3")[0].text == "prompt  word"
     texts = article.all("dd")
-    assert [text.text for text in texts] == [" one two  word", *[" one three  word"] * 3]
+    assert [text.text for text in texts] == ["one two  word", *["one three  word"] * 3]
     assert texts[1].all("em")[0].text == "three  word"  # from the word on at which it departs
 
 
