@@ -131,7 +131,7 @@ def percent(reading: Reading | None, counted: bool = False) -> Markup:
     if reading is None:
         return cell(MISSING)
     error = None if reading.stderr is None else tag("small", f" ± {100 * reading.stderr:.1f}")
-    many = tag("small", f" of {reading.n}") if counted and reading.n > 1 else None
+    many = tag("small", f" over {reading.n} tasks") if counted and reading.n > 1 else None
     return cell(share(reading.value), dagger(reading), error, many)
 
 

@@ -6,6 +6,7 @@ import base64
 import csv
 import hashlib
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -96,6 +97,17 @@ def test_the_plots(page: Element, made: list[Path]) -> None:
         pb.Artifact(o).size_bytes / 1e6 for o in made
     ]
     assert all("config" not in spec and spec["width"] == "container" and spec["description"] for spec in specs.values())
+
+
+def test_every_chart_is_vega_lite(page: Element) -> None:
+    """It compiles, and every mark of it draws from the data that the page holds."""
+    import vl_convert
+
+    for name, spec in charts(page).items():
+        vega = vl_convert.vegalite_to_vega(spec)
+        assert not [data for data in vega["data"] if "url" in data], name
+        assert {mark["type"] for mark in vega["marks"]} <= {"group", "line", "rect", "rule", "symbol", "text"}, name
+        assert len(vega["marks"]) == len(spec.get("layer", [spec])), name
 
 
 def test_bits_by_layer(page: Element, made: list[Path]) -> None:
@@ -255,4 +267,8 @@ def test_eval_leaves_details(model: Path, text: Path, tmp_path: Path, command: C
     assert 1000 < (out / "details.json").stat().st_size < 200_000
     page = report(out, to=tmp_path / "r.html", command=command)
     assert len(page.all("p", class_="passage")) == 1 and len(page.all("article")) == 4
+    head, row = table(page.all("table", class_="heads")[0])
+    ratio = float(row[head.index("perplexity ratio")].split(" ±")[0])
+    rows = {line["metric"]: line for line in map(json.loads, (out / "results.jsonl").read_text().splitlines())}
+    assert ratio == pytest.approx(math.exp(rows["ln_perplexity_ratio"]["value"]), abs=0.006)
     assert "chart-kl" in charts(page) and "details" not in (out / "README.md").read_text()
