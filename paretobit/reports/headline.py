@@ -66,10 +66,10 @@ def verdict(subjects: Sequence[Subject], heads: Sequence[Headline]) -> Markup:
     reading = kept[nearest]
     assert reading is not None
     if value >= BAR:
-        told = f" keeps {spread(reading)}, but {reading.n} windows of text are too few to be sure."
+        sure, told = "surely ", f" keeps {spread(reading)}, but {reading.n} windows of text are too few to be sure."
     else:
-        told = f" comes nearest with {spread(reading)}."
-    start = f"None of these certainly keeps {bar} of the original’s next-token accuracy; "
+        sure, told = "", f" comes nearest with {spread(reading)}."
+    start = f"None of these {sure}keeps {bar} of the original’s next-token accuracy; "
     return tag("p", start, name(nearest, subjects[nearest]), told, class_="verdict")
 
 
@@ -120,7 +120,12 @@ def table(
     ]  # fmt: skip
     parts = tag("thead", head, role="rowgroup"), tag("tbody", rows, role="rowgroup")
     made = tag("table", parts, class_="heads", role="table", aria_label="The models side by side")
-    return tag("div", made, class_="box", tabindex=0)
+    return box(made, "The models side by side")
+
+
+def box(content: Markup, label: str, class_: str = "box") -> Markup:
+    """Where something wider or longer than the page scrolls, by keyboard too."""
+    return tag("div", content, class_=class_, tabindex=0, role="region", aria_label=label)
 
 
 def cell(*parts: object) -> Markup:

@@ -202,7 +202,7 @@ def _everything(subjects: Sequence[Subject]) -> Markup:
         return _section("Every figure", tag("p", "None yet. ", _eval_command(subjects[0]), class_="todo"))
     table = tag("table", tag("thead", head), tag("tbody", rows), class_="figures every")
     lead = "The latest row of every metric and command in the models’ results; THIS is the model’s folder."
-    return _section("Every figure", tag("div", table, class_="box tall", tabindex=0), lead=lead)
+    return _section("Every figure", headline.box(table, "Every figure", "box tall"), lead=lead)
 
 
 def _cells(number: int, subject: Subject, row: Result) -> list[Markup]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 from paretobit.reports.details import Guess, Token, Window
-from paretobit.reports.headline import figure, name, share
+from paretobit.reports.headline import box, figure, name, share
 from paretobit.reports.markup import Markup, tag
 from paretobit.reports.subjects import Subject
 
@@ -71,7 +71,7 @@ def listing(window: Window) -> Markup:
     more = f" (the first {MOST_FLIPS} of {len(found)})" if len(found) > MOST_FLIPS else ""
     table = tag("table", tag("thead", head), tag("tbody", rows), class_="figures")
     summary = tag("summary", f"These flips in figures{more}")
-    return tag("details", summary, tag("div", table, class_="box tall", tabindex=0), class_="inner")
+    return tag("details", summary, box(table, "Flips in figures", "box tall"), class_="inner")
 
 
 def legend() -> Markup:
