@@ -23,7 +23,14 @@ CLASS_NAMES = ("1", "1.6", "2", "3", "4", "5", "6 to 8", "16 and more")
 RAMP = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39", "#fde725")  # viridis
 DARK_CLASSES = 4  # of them that want light text
 ROLES = ("q", "k", "v", "o", "gate", "up", "down")
+SHORT_NUMBER = "datum.value < 0.001 ? format(datum.value, '.0e') : format(datum.value, '~g')"
 CELL_PIXELS = 26  # of width that a cell needs for a figure
+
+
+# Names beside marks, in pixels: letters' height, a mark's reach, and a small plot's room between its outermost marks
+# and around them. Spots: where a name starts (or ends, left of its mark), and how far its middle is from the mark's.
+LETTERS, MARK, ROOM, MARGIN = 11, 6, (210.0, 220.0), 26
+SPOTS = ((11, -9), (-11, -9), (11, 10), (-11, 10), (13, 0), (-13, 0))
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ def scatter(
     x = alt.X("x:Q", title=axis.title, scale=alt.Scale(zero=False, nice=True, padding=28), axis=alt.Axis(tickCount=6))
     y = alt.Y(
         "kl:Q", title="KL divergence, nats (log)", scale=alt.Scale(type="log", padding=18),
-        axis=alt.Axis(values=_decades(rows), format="~g"),
+        axis=alt.Axis(values=_decades(rows), labelExpr=SHORT_NUMBER),
     )  # fmt: skip
     labels = [subject.label for subject in subjects]
     colour = alt.Color("model:N", scale=alt.Scale(domain=labels), legend=None)
@@ -105,10 +112,11 @@ def scatter(
         fillOpacity=alt.condition("datum.best", alt.value(1), alt.value(0)),
     )  # fmt: skip
     names = [
-        base.transform_filter(f"datum.left === {'true' if left else 'false'}")
-        .mark_text(align="right" if left else "left", dx=-11 if left else 11, dy=-9, fontSize=11)
+        base.transform_filter(f"datum.spot === {i}")
+        .mark_text(align="left" if dx > 0 else "right", dx=dx, dy=dy, fontSize=LETTERS)
         .encode(x=x, y=y, text="short:N")
-        for left in (True, False)
+        for i, (dx, dy) in enumerate(SPOTS)
+        if any(row["spot"] == i for row in rows)
     ]
     words = f"{axis.title} against KL divergence to the original. " + "; ".join(
         f"{row['model']}: {row['x']:.4g} {axis.unit}, KL {row['kl']:.3g}" + (", on the frontier" if row["best"] else "")
@@ -149,10 +157,35 @@ def points(
     for row in rows:
         if not row["alike"]:
             row["note"] = "measured otherwise"
-    middle = (min(row["x"] for row in rows) + max(row["x"] for row in rows)) / 2 if rows else 0
-    for row in rows:
-        row["left"] = row["x"] > middle
+    _place(rows)
     return rows
+
+
+def _place(rows: list[dict[str, Any]]) -> None:
+    """Give every row the number of a spot for its name where it covers no mark and no name, in a plot as small as a
+    phone's; None where there is no such spot: the key above the plots tells the marks apart too."""
+    if not rows:
+        return
+    xs, ys = [row["x"] for row in rows], [math.log(row["kl"]) for row in rows]
+    width, height = max(xs) - min(xs) or 1.0, max(ys) - min(ys) or 1.0
+    at = [((x - min(xs)) / width * ROOM[0], (max(ys) - y) / height * ROOM[1]) for x, y in zip(xs, ys, strict=True)]
+    taken = [(x - MARK, x + MARK, y - MARK, y + MARK) for x, y in at]
+    for row, (x, y) in zip(rows, at, strict=True):
+        row["spot"] = None
+        long = 0.6 * LETTERS * len(row["short"])
+        for i, (dx, dy) in enumerate(SPOTS):
+            start = x + dx if dx > 0 else x + dx - long
+            box = (start, start + long, y + dy - LETTERS / 2, y + dy + LETTERS / 2)
+            inside = box[0] > -MARGIN and box[1] < ROOM[0] + MARGIN
+            if inside and not any(_touch(box, other) for other in taken):
+                row["spot"] = i
+                taken.append(box)
+                break
+
+
+def _touch(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    """Whether two boxes (left, right, top, bottom) have a part in common."""
+    return a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3]
 
 
 def _decades(rows: Sequence[dict[str, Any]]) -> list[float]:
@@ -246,11 +279,7 @@ def histogram(name: str, subjects: Sequence[Subject]) -> Chart | None:
     alt = altair_or_hint()
     labels = [subject.label for subject in subjects]
     dashes = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3]]
-    spread_axis = alt.Axis(
-        labelExpr="datum.value < 0.01 ? format(datum.value, '.0e') : format(datum.value, '~g')",
-        tickCount=6,
-        labelSeparation=8,
-    )
+    spread_axis = alt.Axis(labelExpr=SHORT_NUMBER, tickCount=6, labelSeparation=8)
     lines = alt.Chart(alt.Data(values=rows)).mark_line(interpolate="monotone", strokeWidth=2).encode(
         x=alt.X("kl:Q", title="KL divergence of a token, nats (log)", scale=alt.Scale(type="log"), axis=spread_axis),
         y=alt.Y("share:Q", title="share of tokens", axis=alt.Axis(format="~%", tickCount=5)),

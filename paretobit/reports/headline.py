@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from paretobit.reports.charts import COLOURS, SHAPES
@@ -20,6 +21,7 @@ PATHS = {
     "triangle-right": "M9 5l-8 4.5v-9z",
 }
 MISSING = "–"
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def badge(number: int) -> Markup:
@@ -38,12 +40,13 @@ def share(value: float) -> str:
 
 
 def figure(value: float, like: float | None = None) -> str:
-    """About three significant digits, without an exponent between 0.001 and a million; or as many decimals as `like`
-    has."""
+    """About three significant digits, with a power of ten only below 0.001 and from a million on; or written as `like`
+    is."""
     size = abs(value if like is None else like)
     if size and not 1e-3 <= size < 1e6:
-        return f"{value:.2e}"
-    digits = next(digits for least, digits in ((100, 0), (10, 1), (1, 2), (0, 4)) if size >= least)
+        power = math.floor(math.log10(size))
+        return f"{value / 10.0**power:.2f}·10{str(power).translate(RAISED)}".replace("-", "−")
+    digits = next(digits for least, digits in ((100, 0), (10, 1), (1, 3), (0, 4)) if size >= least)
     return f"{value:,.{digits}f}".replace(",", "\u202f").replace("-", "−")
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from paretobit.reports.charts import LETTERS, ROOM, SPOTS, Axis, points
 from paretobit.reports.compare import Reading, frontier, headlines, holds, readings, smallest, tasks
 from paretobit.reports.results import Result
 from paretobit.reports.subjects import Subject
@@ -123,3 +124,33 @@ def test_the_smallest_that_keeps_enough() -> None:
     models = [subject(str(size), size=size) for size in sizes]
     assert smallest(models, [Reading(share, 0.001, 80, "measured", "") for share in kept]) == 2
     assert smallest(models, [None, None, None]) is None
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_names_cover_neither_marks_nor_each_other(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    n = 7
+    models = [subject(f"model {i}") for i in range(n)]
+    across = [Reading(float(x), None, 1, "measured", "") for x in random.uniform(10, 300, n)]
+    kl = [Reading(float(10**y), 0.0, 1, "measured", "") for y in random.uniform(-4, 1, n)]
+    rows = points(Axis("size", "MB"), models, across, kl)
+    assert [row["model"] for row in rows] == [model.label for model in models]
+    low, high = min(row["x"] for row in rows), max(row["x"] for row in rows)
+    top, bottom = (math.log(edge(row["kl"] for row in rows)) for edge in (max, min))
+    places = [
+        ((row["x"] - low) / (high - low) * ROOM[0], (top - math.log(row["kl"])) / (top - bottom) * ROOM[1])
+        for row in rows
+    ]
+    boxes = []
+    for row, (x, y) in zip(rows, places, strict=True):
+        if row["spot"] is not None:
+            dx, dy = SPOTS[row["spot"]]
+            long = 0.6 * LETTERS * len(row["short"])
+            left = x + dx - (long if dx < 0 else 0)
+            boxes.append((left, left + long, y + dy - LETTERS / 2, y + dy + LETTERS / 2))
+    assert len(boxes) >= 4  # few have no room at all
+    for i, a in enumerate(boxes):
+        for x, y in places:
+            assert not (a[0] < x < a[1] and a[2] < y < a[3])
+        for b in boxes[:i]:
+            assert a[1] <= b[0] or b[1] <= a[0] or a[3] <= b[2] or b[3] <= a[2]
