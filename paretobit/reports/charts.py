@@ -85,7 +85,12 @@ def scatter(
     if not rows:
         return None
     alt = altair_or_hint()
-    x = alt.X("x:Q", title=axis.title, scale=alt.Scale(zero=False, nice=True, padding=28), axis=alt.Axis(tickCount=6))
+    x = alt.X(
+        "x:Q",
+        title=axis.title,
+        scale=alt.Scale(zero=False, nice=True, padding=28),
+        axis=alt.Axis(tickCount=5, labelSeparation=8),
+    )
     y = alt.Y(
         "kl:Q", title="KL divergence, nats (log)", scale=alt.Scale(type="log", padding=18),
         axis=alt.Axis(values=_decades(rows), labelExpr=SHORT_NUMBER),

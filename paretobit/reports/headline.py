@@ -102,9 +102,7 @@ def table(
         ("J saved", [cell(MISSING if h.saved_joules is None else share(h.saved_joules)) for h in heads]),
     ]
     if grid is not None:
-        columns.append(
-            (f"g CO₂e per million tokens, {grid}", [cell(MISSING if g is None else figure(g)) for g in grams])
-        )
+        columns.append((f"g CO₂e a million tokens, {grid}", [cell(MISSING if g is None else figure(g)) for g in grams]))
     nothing = cell(MISSING)
     shown = [(title, cells) for title, cells in columns if any(found != nothing for found in cells)]
     # On a phone rows become blocks, which takes a table's meaning away from it unless roles say it.
@@ -139,7 +137,7 @@ def percent(reading: Reading | None, counted: bool = False) -> Markup:
     if reading is None:
         return cell(MISSING)
     error = None if reading.stderr is None else tag("small", f" ± {100 * reading.stderr:.1f}")
-    many = tag("small", f" over {reading.n} tasks") if counted and reading.n > 1 else None
+    many = tag("small", f" {reading.n} tasks") if counted and reading.n > 1 else None
     return cell(share(reading.value), dagger(reading), error, many)
 
 

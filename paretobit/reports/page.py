@@ -138,7 +138,7 @@ def _trade_offs(subjects: Sequence[Subject], drawn: list[Chart]) -> Markup:
         "Lower is closer to the original; bars are one standard error. The dashed line is the frontier: filled marks "
         "are on it, no other model here is better in both; hollow ones are behind it, or do not compare."
     )
-    shown = [names, tag("div", figures, class_="grid")] if figures else []
+    shown = [names, tag("div", figures, class_="grid plots")] if figures else []
     return _section("What quality costs", *shown, *todo, lead=lead if figures else None)
 
 

@@ -71,7 +71,7 @@ def test_the_headline(page: Element, made: list[Path]) -> None:
     assert row["perplexity ratio"] == "1.051 ± 0.011" and row["tokens/s"] == "200"
     assert row["J a token"] == "0.0500 modelled"
     assert row["J saved"].startswith("50.0") and found[2]["J saved"] == "–"  # of the largest's 0.1 J
-    grams = float(row["g CO₂e per million tokens, IND"])
+    grams = float(row["g CO₂e a million tokens, IND"])
     assert grams == pytest.approx(0.05e6 / 3.6e6 * 713, rel=0.01)
     assert found[0]["tasks kept"] == "50.0\u202f% ± 2.0" and row["tasks kept"] == "–"
     labels = [cell.attributes["data-label"] for cell in page.all("table", class_="heads")[0].all("td")]
