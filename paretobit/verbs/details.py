@@ -86,11 +86,11 @@ def _guess(tokenizer: Tokenizer, token: int, p: float) -> Guess:
 
 
 def continuations(
-    names: tuple[str, str], models: tuple[Logits, Logits], tokenizer: Tokenizer, context: int
+    names: tuple[str, str], models: tuple[Logits, Logits], tokenizer: Tokenizer, context: int, vocab: int
 ) -> tuple[list[Continuation], str | None]:
     """What `models`, the original and the packed one, write after the first prompts; or why they do not.
 
-    context: the most tokens they take.
+    context: the most tokens they take; vocab: entries of the embedding.
     """
     from paretobit.evals.writing import PROMPTS, greedy
     from paretobit.reports.details import Continuation
@@ -99,6 +99,8 @@ def continuations(
     ids = [tokenizer.encode(prompt) for prompt in prompts]
     if not all(ids):
         return [], "the tokenizer makes nothing of the prompts"
+    if max(map(max, ids)) >= vocab:
+        return [], f"the prompts hold tokens beyond the model's {vocab}"
     if max(map(len, ids)) + NEW_TOKENS > context:
         return [], f"the prompts and {NEW_TOKENS} tokens do not fit a context of {context}"
     texts = []

@@ -224,7 +224,7 @@ def _keep_details(
     from paretobit.verbs.details import continuations, details_of
 
     names, context = (original.name, packed.name), min(original.arch.max_positions, packed.arch.max_positions)
-    written = continuations(names, writers, tokenizer, context) if writers else ([], TOO_LARGE)
+    written = continuations(names, writers, tokenizer, context, packed.arch.vocab) if writers else ([], TOO_LARGE)
     try:
         details.write(packed.folder, details_of(packed, compared, tokenizer, original.name, command, written))
     except ParetobitError as why:

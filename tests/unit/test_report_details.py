@@ -87,7 +87,7 @@ def test_details_of_an_evaluation(packed: Path, model: Path, text: Path) -> None
     windows = encode_windows(tokenizer, read_text(text), WINDOW, 3)
     models = Decoder(source).logits, Decoder(made).logits
     compared = compare(models[1], windows, models[0])
-    written = continuations(("original", "packed"), models, tokenizer, 512)
+    written = continuations(("original", "packed"), models, tokenizer, 512, made.arch.vocab)
     found = details_of(made, compared, tokenizer, "tiny", "command", written)
     assert written[1] is None and [each.prompt for each in found.continuations] == [PROMPTS[i] for i in CONTINUED]
     assert (found.artifact, len(found.windows)) == (made.hash, WORST_WINDOWS)
@@ -105,13 +105,15 @@ def test_details_of_an_evaluation(packed: Path, model: Path, text: Path) -> None
 def test_why_nothing_is_written(model: Path) -> None:
     source = open_model(model)
     tokenizer, logits = Tokenizer(source.companions), Decoder(source).logits
-    texts, why = continuations(("a", "b"), (logits, logits), tokenizer, 30)
+    texts, why = continuations(("a", "b"), (logits, logits), tokenizer, 30, 9999)
     assert texts == [] and why is not None and "do not fit a context of 30" in why
+
+    assert "beyond the model's 3" in (continuations(("a", "b"), (logits, logits), tokenizer, 512, 3)[1] or "")
 
     def broken(tokens: np.ndarray, first: int) -> np.ndarray:
         raise ParetobitError("the machine is on fire", hint="leave")
 
-    assert continuations(("a", "b"), (logits, broken), tokenizer, 512) == (
+    assert continuations(("a", "b"), (logits, broken), tokenizer, 512, 9999) == (
         [],
         "b does not go on: the machine is on fire",
     )
