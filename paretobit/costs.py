@@ -24,7 +24,7 @@ MOST_SCHEMES = 64
 # of a window and in the head. Blocks; embedding and head. Of SmolLM2-135M (docs/planner.md).
 BLOCKS, ENDS = 0, 1
 FACTORS = (
-    {"w1t": (1.4, 0.4), "w2t": (1.25, 0.2), "w3t": (1.05, 0.08)},
+    {"w1t": (1.8, 1.0), "w2t": (1.25, 0.2), "w3t": (1.05, 0.08)},
     {"w1t": (3.4, 1.5), "w2t": (2.2, 0.7), "w3t": (1.3, 0.3), "w4t": (1.1, 0.1)},
 )
 KNOWN = (1.02, 0.05)  # of all the others

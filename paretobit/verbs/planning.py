@@ -222,20 +222,20 @@ def agree(found: Chosen, looked_at: Chosen) -> bool:
 
 
 def best_of(seen: Sequence[Chosen], limits: Mapping[str, float], minimize: str) -> Chosen:
-    """What was measured may be more than the limits that the choices were made for: of those that stay within them all
-    the best, else of those that stay nearest to them in time."""
+    """What was measured may be more than the limits that the choices were made for: the best of those that stay within
+    them. Raises Impossible where nothing is fast enough; of divergence, whatever comes nearest will do."""
 
-    def over(found: Chosen) -> float:
+    def within(found: Chosen, names: Sequence[str]) -> bool:
         takes = {COST: found.predicted, **found.used}
-        return max((takes.get(name, 0) / limit for name, limit in limits.items()), default=0)
+        return all(takes[name] <= (1 + AGREES) * limits[name] for name in names if name in limits)
 
-    def goal(found: Chosen) -> float:
-        return found.size if minimize == BYTES else found.predicted
-
-    fits = [found for found in seen if over(found) <= 1 + AGREES]
-    if fits:
-        return min(fits, key=goal)
-    return min(seen, key=over if any(not math.isnan(found.timed) for found in seen) else lambda f: f.predicted)
+    fast = [found for found in seen if within(found, (MS, JOULES))]
+    if not fast:
+        raise Impossible(None, None, "nothing that was timed is fast enough", "allow more time")
+    close = [found for found in fast if within(found, (COST,))]
+    if minimize == BYTES and close:
+        return min(close, key=lambda found: found.size)
+    return min(fast, key=lambda found: found.predicted)
 
 
 def schemes_of(text: str) -> list[str]:

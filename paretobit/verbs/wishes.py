@@ -120,18 +120,25 @@ UNITS = {BYTES: ("bytes", "{:.0f}"), MS: ("ms", "{:.4g}ms"), JOULES: ("J", "{:.4
 def nearest(planner: Planner, limits: Mapping[str, float]) -> tuple[str, str]:
     """(which limit cannot be met and the least that can be had, a hint that can be followed)."""
     for name, limit in limits.items():
-        least = amount(planner.choose({}, name), name)
+        least = amount(planner, name, {})
         if least > limit:
             return f"the least that {planner.source.name} can take is {spelled(name, least)}", offer(name, least)
     # Each can be met alone: hold on to all but the first, and see how little of that is left to be had.
     first, *others = limits
-    least = amount(planner.choose({name: limits[name] for name in others}, first), first)
+    least = amount(planner, first, {name: limits[name] for name in others})
     kept = " and ".join(spelled(name, limits[name]) for name in others)
     return f"within {kept}, {planner.source.name} takes {spelled(first, least)} at least", offer(first, least)
 
 
-def amount(found: Chosen, name: str) -> float:
-    return found.size if name == BYTES else found.used[name]
+def amount(planner: Planner, name: str, limits: Mapping[str, float]) -> float:
+    """The least of it that can be had within limits; of time, as timed here."""
+    found, machine = planner.choose(limits, name), planner.machine
+    if name == BYTES or machine is None:
+        return found.size
+    if machine.here:
+        machine.time(found.plan, found.used[MS])  # predictions are set right by it
+        found = planner.choose(limits, name)
+    return found.used[name]
 
 
 def spelled(name: str, value: float) -> str:
