@@ -7,11 +7,12 @@ quantized. All floats are ordinary numbers: subnormal ones would take ten times 
 from __future__ import annotations
 
 import itertools
+import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,8 @@ from paretobit.speed import Pick, Spread
 from paretobit.tensorfile import CHUNK, DTYPES, header
 from paretobit.work import cache_folder, disk_errors
 
+LEFTOVER = "blank-"
+LEFTOVER_AGE = 24 * 3600  # seconds
 PROMPT, TOKENS, ROUNDS = 64, 32, 7
 VALUE = {"F16": 0.01, "BF16": 0x3C24, "F32": 0.01}  # 0.01 in bf16's words, too
 
@@ -60,7 +63,8 @@ def blank(source: Checkpoint, plan: Plan) -> Iterator[Artifact]:
     """
     with disk_errors(cache_folder()):
         cache_folder().mkdir(parents=True, exist_ok=True)
-        place = tempfile.TemporaryDirectory(prefix="blank-", dir=cache_folder(), ignore_cleanup_errors=True)
+        _sweep()
+        place = tempfile.TemporaryDirectory(prefix=LEFTOVER, dir=cache_folder(), ignore_cleanup_errors=True)
     with place as name:
         folder = Path(name)
         with disk_errors(folder):
@@ -104,6 +108,14 @@ def _token_s(session: Session, prompt: int, tokens: int, clock: Clock) -> list[f
         return [after - before for before, after in itertools.pairwise(times)]
     finally:
         session.close(slot)
+
+
+def _sweep() -> None:
+    """Remove what killed processes left long ago."""
+    for folder in cache_folder().glob(f"{LEFTOVER}*"):
+        with suppress(OSError):  # another process may be sweeping, too
+            if time.time() - folder.stat().st_mtime > LEFTOVER_AGE:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(folder: Path, source: Checkpoint, plan: Plan) -> None:

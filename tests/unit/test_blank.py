@@ -77,6 +77,16 @@ def test_it_goes_after_an_exception(model: Path, cache: Path) -> None:
     assert not list(cache.iterdir())
 
 
+def test_what_a_killed_process_left_goes_after_a_day(model: Path, cache: Path) -> None:
+    source, old, new = open_model(model), cache / "blank-old", cache / "blank-new"
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").touch()
+    os.utime(old, (0, 0))
+    with blank(source, plan_of(source, "w4")):
+        assert not old.exists() and new.exists()
+
+
 def test_a_full_disk_is_told_and_nothing_stays(model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_model(model)
 
