@@ -13,7 +13,7 @@ from paretobit import hardware
 from paretobit.budget import JOULES, MS, Budget
 from paretobit.errors import ParetobitError
 from paretobit.hardware import Hardware
-from paretobit.pace import Pace, bytes_read
+from paretobit.pace import CONTEXT, Pace
 from paretobit.planfile import Plan, taps
 from paretobit.progress import say
 from paretobit.scheme import parse
@@ -62,13 +62,15 @@ class Machine:
     def time(self, plan: Plan, predicted: float) -> float:
         """Milliseconds a token of the plan takes here, on a blank model; from now on predictions are set right by it.
         Remembered: the same plan takes the same time for ever, so that a wish leads to one result."""
-        from paretobit.evals.blank import measured_ms
+        from paretobit.evals.blank import TOKENS, measured_ms
 
         layers = {name: str(layer.scheme) for name, layer in plan.layers.items()}
         key = {"layers": layers, "hardware": self.hardware.hash, "threads": self.threads}
         found = self._remembered(key)
         if found is None:
-            found = measured_ms(self.source, plan, self.threads).median
+            # Around the context that predictions are for.
+            context = min(CONTEXT, self.source.arch.max_positions - TOKENS // 2)
+            found = measured_ms(self.source, plan, self.threads, prompt=context - TOKENS // 2).median
             with disk_errors(self.memory), open(self.memory, "a") as file:
                 file.write(json.dumps({**key, MS: found}) + "\n")
         self.slower *= found / predicted
@@ -85,9 +87,6 @@ class Machine:
             except (ParetobitError, KeyError, TypeError, ValueError):  # cut short by a kill
                 continue
         return None
-
-    def bytes_read(self, plan: Plan) -> int:
-        return bytes_read(self.source.arch, plan)
 
     @property
     def about(self) -> str:

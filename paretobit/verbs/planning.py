@@ -34,7 +34,7 @@ MIXTURE = "mixture"  # nats of the bank's tensors put together; COST: of the pac
 # corrected towards the original's, and recovered. The bank has nothing of that. Of SmolLM2-135M (docs/planner.md).
 LEFT = {"w1t": 0.42, "w2t": 0.52, "w3t": 0.75, "w4t": 0.88}
 AGREES = 0.05  # measured and predicted divergence as close as this: no more to correct
-ROUNDS = 4
+ROUNDS = 6
 MOST_TRIES, SAME_SIZE = 6, 0.05  # until a choice has the size that its speed was predicted for
 
 Completed = Callable[[Plan], tuple[Plan, Mapping[str, object]]]

@@ -48,7 +48,7 @@ def machine(quick: None, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Hardwa
     made = replace(here, speeds=speeds, power=Power(2.0, 1e-9, "made up"))
     hardware.save_profile(made)
 
-    def timed(source: Checkpoint, plan: Plan, threads: int) -> Spread:
+    def timed(source: Checkpoint, plan: Plan, threads: int, prompt: int) -> Spread:
         return Spread.of([SLOWER * predict(source.arch, plan, made, threads).ms_per_token])
 
     monkeypatch.setattr(blank, "measured_ms", timed)
@@ -138,7 +138,7 @@ def test_the_same_wish_leads_to_the_same_plan(
     """Times are measured once: a neighbour's load the next day changes nothing."""
     wish = {"fit": ("4ms",), "calib": str(text), **TEXT}
     plan(str(model), out=str(tmp_path / "a.json"), **wish)
-    monkeypatch.setattr(blank, "measured_ms", lambda *_: pytest.fail("timed again"))
+    monkeypatch.setattr(blank, "measured_ms", lambda *_, **__: pytest.fail("timed again"))
     plan(str(model), out=str(tmp_path / "b.json"), **wish)
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
@@ -156,7 +156,7 @@ def test_another_machine_by_name(
     model: Path, text: Path, tmp_path: Path, frontier: Frontier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a published device there is a bound: bytes over bandwidth. Nothing is timed here."""
-    monkeypatch.setattr(blank, "measured_ms", lambda *_: pytest.fail("timed here"))
+    monkeypatch.setattr(blank, "measured_ms", lambda *_, **__: pytest.fail("timed here"))
     found = plan(str(model), machine="pi5", calib=str(text), **TEXT)
     assert "at least, from published bandwidth" in (found.machine or "")
     source = open_model(str(model))
