@@ -48,7 +48,7 @@ def quantize(
     method: Annotated[str | None, Option("Rounding method (default: gptq, for w2t … trellis; rtn: no data).")] = None,
     embed: Annotated[str | None, Option("Scheme of embedding and head (default: one step wider).")] = None,
     plan: Annotated[str | None, Option("Replay a plan (JSON) instead of --to.")] = None,
-    fit: Annotated[tuple[str, ...], Option("Or what you can afford: 60MB, 87% (less than 16 bits), 2.5bpw.")] = (),
+    fit: Annotated[tuple[str, ...], Option("What you can afford: 60MB, 87% (less than 16 bits), 2.5bpw, 12ms.")] = (),
     keep: Annotated[str | None, Option("Or what must be left, as small as can be: 95% (see --metric).")] = None,
     metric: Annotated[str | None, Option("next_token_accuracy, same_top1, perplexity or task:FILE.")] = None,
     check: Annotated[str | None, Option("Text that --keep measures on (default: what calibration left).")] = None,

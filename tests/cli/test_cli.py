@@ -148,10 +148,10 @@ WRONG = {
         ("quantize", "MODEL", "--to", "w3", "--tokens", "many", "-o", "OUT"),
         "'many' is not",
     ),
-    "neither scheme nor plan": (("quantize", "MODEL", "-o", "OUT"), "say one of --to, --fit and --plan"),
+    "neither scheme nor plan": (("quantize", "MODEL", "-o", "OUT"), "say one of --to, --fit, --keep and --plan"),
     "scheme and plan": (
         ("quantize", "MODEL", "--to", "w3", "--plan", "p", "-o", "OUT"),
-        "say one of --to, --fit and --plan",
+        "say one of --to, --fit, --keep and --plan",
     ),
     "no scheme": (("quantize", "MODEL", "--to", "int4", "-o", "OUT"), "'int4' is not a scheme"),
     "seven bits": (("quantize", "MODEL", "--to", "w7", "-o", "OUT"), "7 bits are not supported"),

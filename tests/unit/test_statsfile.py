@@ -132,7 +132,7 @@ def test_what_does_not_belong_together_is_refused(made: Path, model: Path, text:
         pb.quantize(str(model), to="w3g16", stats=str(tmp_path / "partial"), out=out)
     with pytest.raises(ParetobitError, match=r"statistics of another model; hint:"):
         pb.quantize(str(other), to="w3g16", stats=str(made / "merged"), out=out)
-    with pytest.raises(ParetobitError, match=r"no statistics folders given.*hint:"):
+    with pytest.raises(ParetobitError, match=r"no folders given.*hint:"):
         pb.merge(out=out)
     for folder in (tmp_path / "none", model, tmp_path):
         with pytest.raises(ParetobitError, match=r"holds no statistics.*hint:"):
