@@ -65,6 +65,18 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PARETOBIT_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache folder for all tests of a module: a table is measured once, as a user would have it."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def shared_cache(quick: None, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs use the module's cache instead of the test's own."""
+    monkeypatch.setenv("PARETOBIT_CACHE", str(cache))
+
+
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], quick: None) -> Command:
     """Run the command line in this process: command("inspect", folder) -> Outcome."""

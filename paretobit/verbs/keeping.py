@@ -52,6 +52,13 @@ class Metric:
         """Without the folders of a task's file: what plans and results say."""
         return self.name if self.file is None else f"{TASK}:{Path(self.file).name}"
 
+    @property
+    def result(self) -> str:
+        """What `eval` calls it among its results."""
+        if self.file is not None:
+            return f"{Path(self.file).stem} retained"
+        return self.name if self.name == SAME else f"{self.name}_retained"
+
     def share(self, nats: float) -> float:
         """What is expected to be kept at a divergence."""
         return math.exp(-self.slope * nats**self.power)
@@ -61,10 +68,10 @@ class Metric:
         return (-math.log(share) / (slope or self.slope)) ** (1 / self.power)
 
 
-NEXT_TOKEN = "next_token_accuracy"
+NEXT_TOKEN, SAME = "next_token_accuracy", "same_top1"
 METRICS = {
     NEXT_TOKEN: Metric(NEXT_TOKEN, 0.3, 1.0),
-    "same_top1": Metric("same_top1", 0.55, 0.5),
+    SAME: Metric(SAME, 0.55, 0.5),
     "perplexity": Metric("perplexity", 0.9, 1.0),
 }
 
@@ -215,7 +222,7 @@ def kept_of(metric: Metric, found: Comparison) -> tuple[float | None, float | No
     of the arg-max the share that agrees."""
     if metric.name == NEXT_TOKEN:
         return found.next_token_accuracy_retained
-    if metric.name == "same_top1":
+    if metric.name == SAME:
         return found.share("same_top1")
     ratio, stderr = found.ln_perplexity_ratio
     assert ratio is not None

@@ -276,8 +276,8 @@ def hand_over(candidates: Candidates, best: Try, wish: Wish, source: Checkpoint,
                 work.take(file, into)
             packed, found = Artifact(into), best.found
             command = f"paretobit quantize {source.name} {wish.spelled()} -o THIS"
-            metric = f"{wish.measure.label} kept"
-            row = Result(metric, found.kept, "", found.n, found.stderr, packed.hash, hardware.describe().hash, command)
+            about = packed.hash, hardware.describe().hash, command
+            row = Result(wish.measure.result, found.kept, "", found.n, found.stderr, *about)
             append(into / RESULTS, [row])
             write_card(into)
     made = Artifact(out)

@@ -21,16 +21,7 @@ from tests.commands import Command, contents
 from tests.processes import Ended, Running
 
 TEXT = {"tokens": 1024}
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def shared(quick: None, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PARETOBIT_CACHE", str(cache))
+pytestmark = pytest.mark.usefixtures("shared_cache")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +42,7 @@ def test_the_share_is_kept_on_text_that_was_not_seen(model: Path, text: Path, ma
     assert share is not None
     assert share >= 0.9
     (row,) = read(made / "results.jsonl")
-    assert (row.metric, row.n) == ("same_top1 kept", len(windows))
+    assert (row.metric, row.n) == ("same_top1", len(windows))
     assert row.value == pytest.approx(share)
     card = (made / "README.md").read_text()
     assert "- asked for: 90% of same_top1 kept\n" in card
@@ -84,7 +75,6 @@ def test_the_plan_replays_to_the_same_tensors(model: Path, text: Path, made: Pat
 def test_a_limit_beside_it_holds(model: Path, text: Path, made: Path, tmp_path: Path, command: Command) -> None:
     size = Artifact(made).size_bytes
     wish = ("quantize", model, "--keep", "90%", "--metric", "same_top1", "--calib", text, "--tokens", 1024)
-    # `command` gives every test a cache of its own; here the table that is there is to be used.
     roomy = quantize(
         str(model), keep="90%", metric="same_top1", fit=(str(size + 4000),), calib=str(text),
         out=str(tmp_path / "out"), **TEXT,
@@ -114,6 +104,7 @@ def test_a_task_may_be_what_is_kept(model: Path, text: Path, tmp_path: Path) -> 
     quantize(str(model), keep="80%", metric=f"task:{task}", calib=str(text), out=str(out), **TEXT)
     (row,) = read(out / "results.jsonl")
     (again,) = evaluate(str(out), against=str(model), tasks=(str(task),)).tasks
+    assert row.metric == "own retained"
     assert row.value == pytest.approx(again.retained[0])
     assert row.value >= 0.8
 

@@ -27,15 +27,9 @@ SLOWER = 1.3  # than the profile says
 NS = {scheme: 20.0 * parse(scheme).weight.bits for scheme in SCHEMES.split(",")}
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture(autouse=True)
-def machine(quick: None, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Hardware:
+def machine(shared_cache: None, monkeypatch: pytest.MonkeyPatch) -> Hardware:
     """This machine, as it never was: 20 ns a bit of a weight and 0.1 ms a token beside, and really slower than that."""
-    monkeypatch.setenv("PARETOBIT_CACHE", str(cache))
     here = hardware.describe()
 
     def teams(values: dict) -> dict:
@@ -115,11 +109,9 @@ def test_two_limits_hold_together(
 
 
 def test_what_cannot_be_met_names_the_limit_and_the_nearest(
-    model: Path, text: Path, tmp_path: Path, frontier: Frontier, command: Command, cache: Path, machine: Hardware,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    model: Path, text: Path, tmp_path: Path, frontier: Frontier, command: Command, machine: Hardware
+) -> None:
     asked = ("quantize", model, "--calib", text, "--tokens", 2048, "-o", tmp_path / "out")
-    monkeypatch.setenv("PARETOBIT_CACHE", str(cache))
     error = command(*asked, "--fit", "0.2ms").error
     assert "--fit 0.2ms cannot be met: the least that tiny can take is" in error
     least = error.rpartition("hint: --fit ")[2].partition(",")[0]
@@ -178,10 +170,7 @@ def test_a_machine_that_nobody_knows_is_refused(command: Command, model: Path, t
     assert "no device is called 'abacus'" in error
 
 
-def test_times_are_shown(
-    command: Command, model: Path, text: Path, cache: Path, machine: Hardware, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PARETOBIT_CACHE", str(cache))
+def test_times_are_shown(command: Command, model: Path, text: Path, machine: Hardware) -> None:
     done = command("plan", model, "--calib", text, "--tokens", 2048)
     assert done.code == 0
     assert "ms a token" in done.out

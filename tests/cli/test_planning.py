@@ -26,17 +26,7 @@ from tests.processes import Ended, Running
 
 BITS16 = 161_920  # of the tiny model
 TEXT = {"tokens": 2048}
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache folder for all tests here: the table is measured once, as a user would have it."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def kept(quick: None, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PARETOBIT_CACHE", str(cache))
+pytestmark = pytest.mark.usefixtures("shared_cache")
 
 
 @pytest.fixture(scope="module")
