@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -219,7 +220,8 @@ class Candidates:
         path = self.folder / self.key(chosen)
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        self.carry(chosen.plan, path, True)
+        if not (path / MANIFEST).is_file():  # published in one rename: it is there, or it is not
+            self.carry(chosen.plan, path, True)
         return path
 
     def measured(self, chosen: Chosen) -> Judged:
@@ -234,7 +236,7 @@ def kept(
     planner: Planner, budget: Budget, wish: Wish, share: float, candidates: Candidates, out: Path, overwrite: bool
 ) -> Fit:
     """Search, then turn the smallest candidate that keeps the share into OUT."""
-    tried: list[Try] = []
+    started, tried = time.monotonic(), list[Try]()
 
     def judge(chosen: Chosen) -> Judged:
         tried.append(Try(chosen, candidates.measured(chosen)))
@@ -252,12 +254,14 @@ def kept(
             f"{most.found.text()} of {wish.measure.label}",
             hint=f"--keep {100 * most.found.kept // 0.1 / 10:g}%" + (", or allow more" if wish.fit else ""),
         )
-    fit = hand_over(candidates, best, wish, planner.source, out, overwrite)
+    fit = hand_over(candidates, best, wish, planner.source, out, overwrite, time.monotonic() - started)
     candidates.clear()
     return fit
 
 
-def hand_over(candidates: Candidates, best: Try, wish: Wish, source: Checkpoint, out: Path, overwrite: bool) -> Fit:
+def hand_over(
+    candidates: Candidates, best: Try, wish: Wish, source: Checkpoint, out: Path, overwrite: bool, seconds: float
+) -> Fit:
     """Make the candidate's files OUT's own, and write down what it keeps."""
     from paretobit import hardware
     from paretobit.artifact import RESULTS
@@ -281,8 +285,9 @@ def hand_over(candidates: Candidates, best: Try, wish: Wish, source: Checkpoint,
             append(into / RESULTS, [row])
             write_card(into)
     made = Artifact(out)
-    note = f"keeps {best.found.text()} of {wish.measure.label} on {best.found.n} unseen samples"
-    return Fit(str(out), made.size_bytes, source.bits16, made.bits_per_weight, 0.0, (note,))
+    samples = "rows" if wish.measure.file else "unseen windows"
+    note = f"keeps {best.found.text()} of {wish.measure.label} on {best.found.n} {samples}"
+    return Fit(str(out), made.size_bytes, source.bits16, made.bits_per_weight, seconds, (note,))
 
 
 def check_place(out: Path, source: Checkpoint, promised: Mapping[str, float]) -> None:
