@@ -233,6 +233,20 @@ def write_atomically(path: Path, content: bytes) -> None:
         beside.rename(path)
 
 
+def remember(path: Path, row: Mapping[str, object]) -> None:
+    """Add a row to a file of JSON lines, made if need be."""
+    with disk_errors(path), open(path, "a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def remembered(path: Path) -> Iterator[dict]:
+    """The rows of such a file, none where there is no file. A line that a kill cut short is passed over."""
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    for line in lines:
+        with suppress(ParetobitError):
+            yield parse_json(line, str(path))
+
+
 def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:

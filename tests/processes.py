@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,3 +149,23 @@ def _run(
     if not largest:
         Path(count).write_text(str(touched))
     os._exit(code)
+
+
+def kill_until_done(arguments: Sequence[object], folder: Path, steps: int) -> int:
+    """Run a command undisturbed into folder/whole/out, and into folder/killed/out killed again and again, each time
+    after one of `steps` parts of what it touches; each has a cache of its own. Returns how often it was killed."""
+
+    def start(name: str, at: int = 0) -> Ended:
+        inside = folder / name
+        inside.mkdir(exist_ok=True)
+        how = {"watch": inside, "log": folder / "log", "cache": inside / "cache", "at": at}
+        return Running(*arguments, "-o", inside / "out", **how).end()  # type: ignore[arg-type]
+
+    whole = start("whole")
+    assert whole.code == 0, whole.err
+    kills = 0
+    while (ended := start("killed", whole.touched // steps)).code == -signal.SIGKILL:
+        kills += 1
+        assert kills < 20, "it does not get on"
+    assert ended.code == 0, ended.err
+    return kills

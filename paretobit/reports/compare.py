@@ -8,14 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
+from paretobit.budget import JOULES, MS
+from paretobit.evals.divergence import ENOUGH_WINDOWS
 from paretobit.reports.results import Result
 from paretobit.reports.subjects import Subject, how
 
 BAR = 0.95  # of the original's next-token accuracy
-ENOUGH_WINDOWS = 80  # a bar is met when it holds on so many windows, or by more than one standard error
 KEPT, SAME, KL, LN_RATIO = "next_token_accuracy_retained", "same_top1", "kl_divergence", "ln_perplexity_ratio"
-SPEED, JOULES = "decode_tokens_per_s", "joules_per_token"
-MS = "ms_per_token"
+SPEED = "decode_tokens_per_s"
 TASK = " retained"  # how the metric of a task's share kept above chance ends
 
 Key = Callable[[Result], Hashable]

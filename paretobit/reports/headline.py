@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from paretobit.evals.energy import MODELLED
 from paretobit.reports.charts import COLOURS, SHAPES
 from paretobit.reports.compare import BAR, Headline, Reading, smallest
 from paretobit.reports.markup import Markup, tag
-from paretobit.reports.subjects import MODELLED, Subject
+from paretobit.reports.subjects import Subject
 from paretobit.sizes import human
 
 PATHS = {

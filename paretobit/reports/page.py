@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from paretobit.reports import charts, compare, headline, texts
 from paretobit.reports.charts import Axis, Chart
-from paretobit.reports.compare import Reading
+from paretobit.reports.compare import Headline, Reading
 from paretobit.reports.headline import figure, name
 from paretobit.reports.markup import Markup, beside, script_json, tag
 from paretobit.reports.results import Result
@@ -26,9 +26,10 @@ def page(subjects: Sequence[Subject], version: str, grid: str | None = None) -> 
     Raises ParetobitError where the extra `report` is missing, and on a grid that nobody knows.
     """
     drawn: list[Chart] = []
+    heads = compare.headlines(subjects)
     sections = [
-        _top(subjects, grid),
-        _trade_offs(subjects, drawn),
+        _top(subjects, heads, grid),
+        _trade_offs(subjects, heads, drawn),
         _layers(subjects, drawn),
         _differences(subjects, drawn),
         _writing(subjects),
@@ -96,8 +97,7 @@ def _figure(chart: Chart, caption: object, drawn: list[Chart], class_: str | Non
     return tag("figure", tag("figcaption", caption), place, words, class_=class_)
 
 
-def _top(subjects: Sequence[Subject], grid: str | None) -> Markup:
-    heads = compare.headlines(subjects)
+def _top(subjects: Sequence[Subject], heads: Sequence[Headline], grid: str | None) -> Markup:
     joules = [head.joules for head in heads]
     grams: list[float | None] = [None] * len(subjects)
     if grid is not None:
@@ -113,8 +113,7 @@ def _top(subjects: Sequence[Subject], grid: str | None) -> Markup:
     return tag("section", header, headline.verdict(subjects, heads), table, listed)
 
 
-def _trade_offs(subjects: Sequence[Subject], drawn: list[Chart]) -> Markup:
-    heads = compare.headlines(subjects)
+def _trade_offs(subjects: Sequence[Subject], heads: Sequence[Headline], drawn: list[Chart]) -> Markup:
     kl = [head.kl for head in heads]
     sizes = [Reading(s.size_bytes / 1e6, None, 1, "measured", "") for s in subjects]
     first = subjects[0]

@@ -10,6 +10,7 @@ from pathlib import Path
 from paretobit.arch.spec import EMBED, HEAD
 from paretobit.artifact import RESULTS, Artifact
 from paretobit.errors import ParetobitError
+from paretobit.evals.energy import MEASURED, MODELLED
 from paretobit.reports import details, results
 from paretobit.reports.details import Details
 from paretobit.reports.markup import clean
@@ -19,7 +20,6 @@ ROLES = {
     **{f"self_attn.{role}_proj.weight": role for role in ("q", "k", "v", "o")},
     **{f"mlp.{role}_proj.weight": role for role in ("gate", "up", "down")},
 }
-MEASURED, MODELLED = "measured", "modelled"
 
 
 @dataclass(frozen=True)

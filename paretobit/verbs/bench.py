@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from paretobit.budget import JOULES, MS
 from paretobit.errors import ParetobitError
 from paretobit.progress import progress, say
 from paretobit.verbs.verb import Option, Verb
@@ -213,11 +214,10 @@ def _remember(packed: Artifact, result: Bench) -> None:
         say(f"warning: the results are not kept: {why}")
 
 
-JOULES = "joules_per_token"
 UNITS = {
     "prefill_tokens_per_s": "tokens/s",
     "decode_tokens_per_s": "tokens/s",
-    "ms_per_token": "ms",
+    MS: "ms",
     JOULES: "J",
     "time_to_first_token_s": "s",
     "bandwidth_gb_s": "GB/s",

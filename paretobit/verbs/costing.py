@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from paretobit.costs import Costs
 from paretobit.errors import ParetobitError
-from paretobit.work import Work, cache_folder, disk_errors
+from paretobit.work import Work, cache_folder, disk_errors, remember, remembered
 
 if TYPE_CHECKING:
     from paretobit.checkpoint.base import Checkpoint
@@ -107,8 +107,7 @@ class Measured:
         assert found.kl_divergence is not None
         row = {"schemes": dict(schemes), COST: found.kl_divergence["mean"]}
         self.rows.append(row)
-        with disk_errors(self.path), open(self.path, "a") as file:
-            file.write(json.dumps(row) + "\n")
+        remember(self.path, row)
         return row[COST]
 
     @cached_property
@@ -124,15 +123,9 @@ class Measured:
 
 
 def _read_rows(path: Path, schemes: set[str]) -> Iterable[dict[str, Any]]:
-    """Whole lines of what was measured; one that a kill cut short is passed over."""
-    if not path.exists():
-        return
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if not isinstance(row, dict) or not isinstance(row.get("schemes"), dict) or type(row.get(COST)) is not float:
+    """What was measured of these schemes."""
+    for row in remembered(path):
+        if not isinstance(row.get("schemes"), dict) or type(row.get(COST)) is not float:
             continue
         if set(row["schemes"].values()) <= schemes and row[COST] > 0:
             yield row

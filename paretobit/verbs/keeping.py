@@ -4,7 +4,6 @@ on text that nothing was calibrated on."""
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 from paretobit.errors import ParetobitError
 from paretobit.progress import progress, say
 from paretobit.sizes import human
-from paretobit.work import disk_errors, parse_json
+from paretobit.work import remember, remembered
 
 if TYPE_CHECKING:
     from paretobit.artifact import Artifact
@@ -133,6 +132,7 @@ def search(
             break
         found = judge(chosen)
         tried.append(Try(chosen, found))
+        told(len(tried), tried[-1], metric, share)
         loss = -math.log(min(max(found.kept, 1e-12), 1.0))
         slope = min(max(loss, LEAST_LOSS), MOST_LOSS) / chosen.predicted**metric.power
         if found.kept < share:  # a tenth closer at least: what was measured may be all but enough
@@ -165,15 +165,10 @@ class Judge:
         return f"{self.metric.label} {on}"
 
     def remembered(self, plan: str) -> Judged | None:
-        if not self.memory.exists():
-            return None
-        for line in self.memory.read_text(errors="replace").splitlines():
-            try:
-                row = parse_json(line, str(self.memory))
-                if (row["plan"], row["about"]) == (plan, self.about):
-                    return Judged(float(row["kept"]), row["stderr"], int(row["n"]))
-            except (ParetobitError, KeyError, TypeError, ValueError):  # cut short by a kill
-                continue
+        for row in remembered(self.memory):
+            known = type(row.get("kept")) is float and type(row.get("n")) is int and "stderr" in row
+            if known and (row.get("plan"), row.get("about")) == (plan, self.about):
+                return Judged(row["kept"], row["stderr"], row["n"])
         return None
 
     def judge(self, plan: str, made: Artifact) -> Judged:
@@ -184,9 +179,7 @@ class Judge:
             raise ParetobitError(
                 f"{self.source.name} is no better than chance in {self.metric.name}", hint="choose another --metric"
             )
-        row = {"plan": plan, "about": self.about, "kept": kept, "stderr": stderr, "n": n}
-        with disk_errors(self.memory), open(self.memory, "a") as file:
-            file.write(json.dumps(row) + "\n")
+        remember(self.memory, {"plan": plan, "about": self.about, "kept": kept, "stderr": stderr, "n": n})
         return Judged(kept, stderr, n)
 
     def _text(self, made: Artifact) -> tuple[float | None, float | None, int]:

@@ -3,7 +3,6 @@ models where the machine is this one."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from paretobit import hardware
 from paretobit.budget import JOULES, MS, Budget
-from paretobit.errors import ParetobitError
 from paretobit.hardware import Hardware
 from paretobit.pace import CONTEXT, Pace
 from paretobit.planfile import Plan, taps
+from paretobit.profile import ASSUMED_POWER
 from paretobit.progress import say
 from paretobit.scheme import parse
-from paretobit.work import disk_errors, parse_json
+from paretobit.work import remember, remembered
 
 if TYPE_CHECKING:
     from paretobit.checkpoint.base import Checkpoint
@@ -48,16 +47,20 @@ class Machine:
         grid = parse(scheme)
         ms = sum(pace.matrix_ms(name, grid) for name in names)
         joules = sum(pace.matrix_joules(name, grid) for name in names)
-        return self._both(pace, ms, joules)
+        return self._both(ms, joules)
 
     def fixed(self, pace: Pace) -> dict[str, float]:
         """Whatever is chosen, every tap being rotated."""
         turned = [tap.name for tap in taps(self.source.arch)]
-        return self._both(pace, pace.fixed_ms(turned), pace.fixed_joules(turned))
+        return self._both(pace.fixed_ms(turned), pace.fixed_joules(turned))
 
-    def _both(self, pace: Pace, ms: float, joules: float) -> dict[str, float]:
+    def _both(self, ms: float, joules: float) -> dict[str, float]:
         waited = (self.slower - 1) * ms
-        return {MS: ms + waited, JOULES: joules + pace.power.joules(S * waited, self.threads, 0)}
+        return {MS: ms + waited, JOULES: joules + self.waiting(waited)}
+
+    def waiting(self, ms: float) -> float:
+        """Joules of so many milliseconds more, with nothing read."""
+        return (self.hardware.power or ASSUMED_POWER).joules(S * ms, self.threads, 0)
 
     def time(self, plan: Plan, predicted: float) -> float:
         """Milliseconds a token of the plan takes here, on a blank model; from now on predictions are set right by it.
@@ -71,21 +74,14 @@ class Machine:
             # Around the context that predictions are for.
             context = min(CONTEXT, self.source.arch.max_positions - TOKENS // 2)
             found = measured_ms(self.source, plan, self.threads, prompt=context - TOKENS // 2).median
-            with disk_errors(self.memory), open(self.memory, "a") as file:
-                file.write(json.dumps({**key, MS: found}) + "\n")
+            remember(self.memory, {**key, MS: found})
         self.slower *= found / predicted
         return found
 
     def _remembered(self, key: Mapping[str, object]) -> float | None:
-        if not self.memory.exists():
-            return None
-        for line in self.memory.read_text(errors="replace").splitlines():
-            try:
-                row = parse_json(line, str(self.memory))
-                if {name: row.get(name) for name in key} == key:
-                    return float(row[MS])
-            except (ParetobitError, KeyError, TypeError, ValueError):  # cut short by a kill
-                continue
+        for row in remembered(self.memory):
+            if type(row.get(MS)) is float and {name: row.get(name) for name in key} == key:
+                return row[MS]
         return None
 
     @property

@@ -205,8 +205,7 @@ class Planner:
         made = replace(found, measured=measured, predicted=found.predicted * measured / found.mixture)
         if clock:
             before, timed = found.used[MS], clock.time(found.plan, found.used[MS])
-            pace = clock.pace(found.size)
-            joules = found.used[JOULES] + pace.power.joules(1e-3 * (timed - before), clock.threads, 0)
+            joules = found.used[JOULES] + clock.waiting(timed - before)
             made = replace(made, timed=timed, used={MS: timed, JOULES: joules})
             lines += f"; {before:.2f} ms predicted, {timed:.2f} measured"
         say(lines)

@@ -19,7 +19,7 @@ from paretobit.scheme import parse
 from paretobit.sizes import human, tensor_bytes
 from paretobit.solve import Impossible
 from paretobit.verbs.costing import COST
-from paretobit.verbs.keeping import Judge, Judged, Metric, Try, parse_keep, parse_metric, search, smallest, told
+from paretobit.verbs.keeping import Judge, Judged, Metric, Try, parse_keep, parse_metric, search, smallest
 from paretobit.verbs.needs import solver_or_hint
 from paretobit.verbs.pacing import machine_of
 from paretobit.verbs.planning import Chosen, Planner, planner_for, schemes_of
@@ -115,7 +115,7 @@ def fitting(planner: Planner, budget: Budget, wish: Wish) -> Chosen:
         raise ParetobitError(f"{wish.spelled()} cannot be met: {asked}", hint=hint) from None
 
 
-UNITS = {BYTES: ("bytes", "{:.0f}"), MS: ("ms", "{:.4g}ms"), JOULES: ("J", "{:.4g}J")}
+UNITS = {MS: "ms", JOULES: "J"}
 
 
 def nearest(planner: Planner, limits: Mapping[str, float]) -> tuple[str, str]:
@@ -143,11 +143,11 @@ def amount(planner: Planner, name: str, limits: Mapping[str, float]) -> float:
 
 
 def spelled(name: str, value: float) -> str:
-    return f"{human(int(value))} ({value:.0f} bytes)" if name == BYTES else f"{value:.4g} {UNITS[name][0]} a token"
+    return f"{human(int(value))} ({value:.0f} bytes)" if name == BYTES else f"{value:.4g} {UNITS[name]} a token"
 
 
 def offer(name: str, least: float) -> str:
-    more = f"{-(-int(least) // 1000) + 1}kB" if name == BYTES else UNITS[name][1].format(1.02 * least)
+    more = f"{-(-int(least) // 1000) + 1}kB" if name == BYTES else f"{1.02 * least:.4g}{UNITS[name]}"
     return f"--fit {more}, or smaller schemes among --schemes"
 
 
@@ -236,17 +236,13 @@ def kept(
     planner: Planner, budget: Budget, wish: Wish, share: float, candidates: Candidates, out: Path, overwrite: bool
 ) -> Fit:
     """Search, then turn the smallest candidate that keeps the share into OUT."""
-    started, tried = time.monotonic(), list[Try]()
-
-    def judge(chosen: Chosen) -> Judged:
-        tried.append(Try(chosen, candidates.measured(chosen)))
-        told(len(tried), tried[-1], wish.measure, share)
-        return tried[-1].found
+    started = time.monotonic()
 
     def choose(divergence: float) -> Chosen:
         return keeping(planner, budget, wish, divergence)
 
-    best = smallest(search(wish.measure, share, choose, judge), share)
+    tried = search(wish.measure, share, choose, candidates.measured)
+    best = smallest(tried, share)
     if best is None:
         most = max(tried, key=lambda t: t.found.kept)
         raise ParetobitError(

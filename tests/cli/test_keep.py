@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from paretobit.verbs import wishes
 from paretobit.verbs.evaluate import evaluate, open_decoder
 from paretobit.verbs.quantize import quantize
 from tests.commands import Command, contents
-from tests.processes import Ended, Running
+from tests.processes import kill_until_done
 
 TEXT = {"tokens": 1024}
 pytestmark = pytest.mark.usefixtures("shared_cache")
@@ -140,20 +139,7 @@ def test_what_lies_at_the_place_is_not_lost_after_the_search(
 
 def test_a_killed_search_goes_on_and_ends_in_the_same_bytes(model: Path, text: Path, tmp_path: Path) -> None:
     arguments = ("quantize", model, "--keep", "90%", "--metric", "same_top1", "--calib", text, "--tokens", 1024)
-
-    def start(name: str, at: int = 0) -> Ended:
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        how = {"watch": folder, "log": tmp_path / "log", "cache": folder / "cache", "at": at}
-        return Running(*arguments, "-o", folder / "out", **how).end()
-
-    whole = start("whole")
-    assert whole.code == 0, whole.err
-    kills, each = 0, whole.touched // 4
-    while (ended := start("killed", each)).code == -signal.SIGKILL:
-        kills += 1
-        assert kills < 20, "it does not get on"
-    assert ended.code == 0, ended.err
+    kills = kill_until_done(arguments, tmp_path, 4)
     assert kills >= 3
     assert contents(tmp_path / "killed/out") == contents(tmp_path / "whole/out")
     assert not any((tmp_path / "killed/cache").rglob("candidates"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from paretobit.verbs.merge import merge
 from paretobit.verbs.plan import Frontier, plan
 from paretobit.verbs.quantize import quantize
 from tests.commands import Command, contents
-from tests.processes import Ended, Running
+from tests.processes import kill_until_done
 
 BITS16 = 161_920  # of the tiny model
 TEXT = {"tokens": 2048}
@@ -263,19 +262,6 @@ def test_the_table_is_shown_and_told_as_json(command: Command, model: Path, text
 def test_a_killed_wish_goes_on_and_ends_in_the_same_bytes(model: Path, text: Path, tmp_path: Path) -> None:
     """Killed again and again, at moments spread over rounding the bank, costs, measuring and quantizing."""
     arguments = ("quantize", model, "--fit", "50kB", "--calib", text, "--tokens", 1024)
-
-    def start(name: str, at: int = 0) -> Ended:
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        how = {"watch": folder, "log": tmp_path / "log", "cache": folder / "cache", "at": at}
-        return Running(*arguments, "-o", folder / "out", **how).end()
-
-    whole = start("whole")
-    assert whole.code == 0, whole.err
-    kills, each = 0, whole.touched // 3  # taking the bank's files over is one step, and counts many
-    while (ended := start("killed", each)).code == -signal.SIGKILL:
-        kills += 1
-        assert kills < 20, "it does not get on"
-    assert ended.code == 0, ended.err
+    kills = kill_until_done(arguments, tmp_path, 3)  # taking the bank's files over is one step, and counts many
     assert kills >= 2
     assert contents(tmp_path / "killed/out") == contents(tmp_path / "whole/out")
