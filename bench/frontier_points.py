@@ -190,7 +190,7 @@ EMBEDS = (("w2t", "w2t"), ("w2t", "w3t"), ("w3t", "w3t"), ("w3t", "w5"), ("w4t",
 WISHES = ("2bpw", "2.25bpw", "2.454bpw", "2.75bpw", "3.03bpw", "3.243bpw", "3.6bpw", "4.032bpw", "4.243bpw")
 OURS: tuple[Point, ...] = (
     *(Ours(scheme, method) for method in ("rtn", "gptq") for scheme in AFFINE),
-    Ours("w4g32", "gptq"),
+    *(Ours(scheme, "gptq") for scheme in ("w4g32", "w6g32")),
     *(Ours(scheme, "trellis") for scheme in TRELLIS),
     Ours("w4t", "trellis", {"embed": "w4t"}),
     *(Ours(scheme, "trellis", {"recover": False}, "not trained") for scheme in ("w3t", "w2t")),

@@ -14,9 +14,11 @@ struct Mask {
 };
 
 #define PARETOBIT_EACH for (int p = 0; p < kParts; ++p)
-#define PARETOBIT_MEMBER inline __attribute__((always_inline))
-#define PARETOBIT_INLINE static PARETOBIT_MEMBER
+#ifndef PARETOBIT_LAMBDA  // empty in a file that would rather be small
 #define PARETOBIT_LAMBDA __attribute__((always_inline))
+#endif
+#define PARETOBIT_MEMBER inline PARETOBIT_LAMBDA
+#define PARETOBIT_INLINE static PARETOBIT_MEMBER
 
 PARETOBIT_INLINE Lanes all(float x) {
   Lanes r;

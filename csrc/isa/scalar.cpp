@@ -4,6 +4,7 @@
 namespace paretobit::scalar {
 namespace {
 #define PARETOBIT_WIDTH 4
+#define PARETOBIT_LAMBDA  // inlined where the compiler thinks it small
 #include "lanes.inl"
 #include "bytes.inl"
 #include "isa/generic.h"
