@@ -24,6 +24,7 @@ _HOMES = {
     "report": "paretobit.verbs.report",
     "run": "paretobit.verbs.run",
     "chat": "paretobit.verbs.chat",
+    "export": "paretobit.verbs.export",
     "load": "paretobit.runtime.generate",
     "Model": "paretobit.runtime.generate",
     "open_model": "paretobit.checkpoint",
