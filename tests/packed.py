@@ -53,6 +53,7 @@ FAMILIES: dict[str, tuple[str, dict]] = {
     "qwen3": ("qwen3", {"tied": False}),
     "gemma3": ("gemma3_text", GEMMA),
     "gemma3, linear": ("gemma3_text", GEMMA | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+    "gemma3, as published": ("gemma3_text", {"sliding_window_pattern": 6, "num_hidden_layers": 7}),
 }
 
 
@@ -66,7 +67,7 @@ class Shelf:
 
     def __call__(self, family: str, scheme: str, **changes: object) -> Artifact:
         """The blocks' matrices on `scheme`, embedding and head one step wider; `changes` go into config.json."""
-        key = (family, scheme, *sorted(changes.items()))
+        key = (family, scheme, repr(sorted(changes.items())))
         if key not in self.made:
             self.made[key] = self._quantize(*self._model(family, changes), to=scheme, method="rtn")
         return self.made[key]

@@ -68,6 +68,16 @@ def logits(ids):
     return api.llama_get_logits_ith(context, -1)[:count]
 
 
+def tokenize(text):
+    """The loaded model's tokens of a text, BOS and special tokens as it says."""
+    raw, vocab = text.encode(), api.llama_model_get_vocab(model)
+    array = (api.llama_token * (len(raw) + 8))()
+    count = api.llama_tokenize(vocab, raw, len(raw), array, len(array), True, True)
+    if count < 0:
+        raise RuntimeError("llama_tokenize failed")
+    return array[:count]
+
+
 def about():
     return api.llama_print_system_info().decode()
 
@@ -80,7 +90,7 @@ def silent(level, text, user_data):
 def main():
     api.llama_log_set(silent, ctypes.c_void_p())
     api.llama_backend_init()
-    commands = {f.__name__: f for f in (quantize, load, round, logits, about)}
+    commands = {f.__name__: f for f in (quantize, load, round, logits, tokenize, about)}
     for line in sys.stdin:
         name, arguments = json.loads(line)
         try:

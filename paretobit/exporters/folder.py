@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from paretobit.artifact import Artifact, float_arrays
+from paretobit.artifact import float_arrays
 from paretobit.checkpoint.base import Checkpoint
 from paretobit.scheme import parse
 from paretobit.work import write_atomically

@@ -1,4 +1,4 @@
-"""A plain Hugging Face folder: every tensor dequantized, in the model's own basis, as float32 unless asked otherwise."""
+"""A plain Hugging Face folder: every tensor dequantized, in the model's own basis, as float32 by default."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from paretobit.verbs.verb import Option, Verb
 
 if TYPE_CHECKING:
     from paretobit.artifact import Artifact
-    from paretobit.exporters import Format, Request, Stored
+    from paretobit.exporters import Format, Stored
 
 WINDOWS = 8  # of 512 tokens that the cost of another rounding is measured on
 
@@ -81,7 +81,7 @@ def export(
         request = Request(request.dtype, ranges(packed, corpus[0]))
     with published(Path(path), form.SUFFIX, overwrite) as partial:
         form.write(packed, partial, stored, request)
-        kl = _cost(packed, form, partial, corpus[0]) if corpus else (None, None)
+        kl, error = _cost(packed, form, partial, corpus[0]) if corpus else (None, None)
         size = sum(file.stat().st_size for file in [partial, *partial.rglob("*")] if file.is_file())
     rounded = tuple(
         {"name": name, "scheme": str(packed.schemes[name]), "stored": found.kind, "why": found.loss}
@@ -90,7 +90,7 @@ def export(
     )
     notes = tuple(f"{name}: {found.note}" for name, found in stored.items() if found.note)
     kinds = dict(Counter(found.kind for found in stored.values()))
-    return Exported(path, to, size, kinds, rounded, _gathered(notes), *kl, corpus[1] if corpus else "")
+    return Exported(path, to, size, kinds, rounded, _gathered(notes), kl, error, corpus[1] if corpus else "")
 
 
 def check_losses(packed: Artifact, stored: Mapping[str, Stored], lossy: bool, to: str) -> None:

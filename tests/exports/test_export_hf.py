@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tests.exported import IDS, assert_close
 
 import paretobit as pb
+from tests.exported import IDS, assert_close
 from tests.packed import Shelf
 
 FAMILIES = ("llama", "llama, untied", "llama, llama3", "qwen3", "gemma3", "gemma3, linear")
