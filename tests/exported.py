@@ -5,15 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from paretobit.artifact import Artifact
+from paretobit.checkpoint.base import Checkpoint
 from paretobit.compress.model import Decoder
 
 IDS = np.random.default_rng(5).integers(3, 300, (2, 40))
 EXACT = 2e-5  # of the largest logit: float32 in another order, over two layers some hundred roundings of 2⁻²⁴
 
 
-def logits(packed: Artifact) -> np.ndarray:
+def logits(source: Checkpoint) -> np.ndarray:
     """float32 (2, 40, vocab) of the dequantized weights."""
-    return Decoder(packed).logits(IDS)
+    return Decoder(source).logits(IDS)
 
 
 def assert_close(found: np.ndarray, packed: Artifact, factor: float = EXACT) -> None:

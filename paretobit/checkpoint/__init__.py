@@ -36,6 +36,7 @@ def open_model(name: str | Path) -> Checkpoint:
 def _folder(path: Path) -> Checkpoint:
     from paretobit.checkpoint.gguf import GgufCheckpoint
     from paretobit.checkpoint.hf import HfCheckpoint
+    from paretobit.checkpoint.quantized import QuantizedCheckpoint, is_quantized
 
     if (path / "paretobit.json").exists():
         from paretobit.artifact import Artifact
@@ -46,7 +47,7 @@ def _folder(path: Path) -> Checkpoint:
         if len(ggufs) > 1:
             raise ParetobitError(f"{path} holds {len(ggufs)} GGUF files", hint=f"name one of them, such as {ggufs[0]}")
         return GgufCheckpoint(ggufs[0])
-    return HfCheckpoint(path)
+    return QuantizedCheckpoint(path) if is_quantized(path) else HfCheckpoint(path)
 
 
 def _file(path: Path) -> Checkpoint:

@@ -43,6 +43,7 @@ class HfCheckpoint(Checkpoint):
         self.config = read_json(self.folder / CONFIG)
         self.arch: Arch = resolve(self.config)
         self._files = self._open()
+        self.packed: dict[str, dict[str, tuple[SafetensorsFile, str]]] = {}
         self._where = self._map_names()
         self._check_shapes()
 
@@ -97,6 +98,8 @@ class HfCheckpoint(Checkpoint):
             ours = canonical(name)
             if IGNORED.search(name) or (self.arch.tied and ours == HEAD and EMBED in self._shapes):
                 continue
+            if self._is_part(file, name):
+                continue
             if ours not in self._shapes:
                 others.append(name)
             elif ours in where:
@@ -118,8 +121,12 @@ class HfCheckpoint(Checkpoint):
             say(f"{self.name}: only the text model is read; {len(others)} tensors of {', '.join(parts)} are left out")
         return where
 
+    def _is_part(self, file: SafetensorsFile, stored: str) -> bool:
+        """Whether a tensor is one of the arrays in `packed` that make up another."""
+        return False
+
     def _check_shapes(self) -> None:
-        shapes = self._shapes
+        shapes = {name: shape for name, shape in self._shapes.items() if name not in self.packed}
         missing = [name for name in shapes if name not in self._where]
         if missing:
             tied = missing == [HEAD]

@@ -1,0 +1,171 @@
+"""A compressed-tensors folder, for vLLM and transformers: matrices of 4 or 8 bits, eight or four to an int32.
+
+The format "pack-quantized" as its package writes it: w = scale · (code - zero), a scale for a group of a row's columns
+or for the row, zero points packed along the rows. Every affine grid fits 4 or 8 bits to the bit: half steps become
+whole ones, narrow codes lie in wide fields. Embedding and head have no quantized form that vLLM reads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from paretobit.artifact import Artifact
+from paretobit.exporters import Request, Stored
+from paretobit.exporters.folder import plain_config, stored_as, words, write_documents
+from paretobit.exporters.steps import Steps, pieces, read, span, unfit, width
+from paretobit.planfile import is_embedding
+from paretobit.scheme import FLOATS, Grid
+from paretobit.tensorfile import DTYPES as SIZES
+from paretobit.tensorfile import TensorWriter
+
+DTYPES = ("float16", "bfloat16", "float32")
+SUFFIX = ""
+FORMAT = "pack-quantized"
+ZEROS = "has zero points, which transformers loads with CompressedTensorsConfig(dequantize=True) only"
+MIXED = "has zero points beside matrices packed otherwise, which transformers does not load; vLLM's layout has them"
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How one matrix lies in the file. group: columns of a scale, None for the whole row; zeros: stored, or the middle.
+
+    instead: the scheme that it is rounded to once more, or "".
+    """
+
+    bits: int
+    group: int | None
+    zeros: bool
+    instead: str = ""
+
+    def __str__(self) -> str:
+        return f"int{self.bits}{'' if self.group is None else f'g{self.group}'}{'z' if self.zeros else ''}"
+
+    def arguments(self) -> dict[str, object]:
+        """As config.json says it."""
+        facts = {"num_bits": self.bits, "type": "int", "symmetric": not self.zeros, "dynamic": False}
+        strategy = "channel" if self.group is None else "group"
+        return {**facts, "strategy": strategy, "group_size": self.group, "actorder": None}
+
+    def entries(self, rows: int, columns: int, scale: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Suffix -> (dtype, shape) of its arrays, scales in the dtype `scale`."""
+        groups, per_word = columns // (self.group or columns), 32 // self.bits
+        found: dict[str, tuple[str, tuple[int, ...]]] = {
+            "_shape": ("I64", (2,)),
+            "_packed": ("I32", (rows, -(-columns // per_word))),
+            "_scale": (scale, (rows, groups)),
+        }
+        return found | ({"_zero_point": ("I32", (-(-rows // per_word), groups))} if self.zeros else {})
+
+    def arrays(self, of: Steps) -> dict[str, np.ndarray]:
+        held = of.regrouped(self.group or of.codes.shape[1])
+        middle = np.int16(1 << self.bits - 1)
+        codes = held.codes if self.zeros else (held.values + middle).astype(np.uint8)
+        return {
+            "_shape": np.array(of.codes.shape, np.int64),
+            "_packed": pack(codes, self.bits),
+            "_scale": held.scale,
+            "_zero_point": np.ascontiguousarray(pack(held.zero.T, self.bits).T),
+        }
+
+
+def pack(codes: np.ndarray, bits: int) -> np.ndarray:  # (rows, n) -> (rows, n · bits / 32)
+    """int32: codes of 4 or 8 bits side by side, the first lowest; what is missing in the last word is 0."""
+    padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % (32 // bits))))
+    joined = padded if bits == 8 else padded[:, 0::2] | padded[:, 1::2] << 4
+    return np.ascontiguousarray(joined).view("<i4")
+
+
+def packing(grid: Grid, columns: int) -> Packing:
+    """What holds every matrix on an affine grid."""
+    group = None if width(grid, columns) == columns else width(grid, columns)
+    low, high = span(grid)
+    if grid.zero == "stored" and grid.levels <= 16 and not -8 <= low <= high <= 7:
+        return Packing(4, group, True)
+    return Packing(4 if low >= -8 and high <= 7 else 8, group, False)
+
+
+def rounded_packing(bits: float, columns: int) -> Packing:
+    """What a matrix that lies on no grid is rounded to."""
+    kept, shared = 4 if bits <= 4 else 8, math.gcd(columns, 32)
+    group = shared if shared >= 16 else None
+    scheme = f"w{kept}{'' if group is None else f'g{group}'}{'s' if kept == 4 and group else ''}"
+    return Packing(kept, group, False, scheme)
+
+
+def packings(packed: Artifact) -> dict[str, tuple[Packing, str]]:
+    """Every matrix that is packed -> how, and why it is rounded once more, or ""."""
+    found = {}
+    for name in packed.plan.layers:
+        grid = packed.schemes[name].weight
+        if not is_embedding(name) and grid.kind not in FLOATS:
+            why, columns = unfit(packed, name), packed.shape(name)[1]
+            found[name] = (rounded_packing(grid.bits, columns) if why else packing(grid, columns), why)
+    return found
+
+
+def holds(packed: Artifact, request: Request) -> dict[str, Stored]:
+    chosen = packings(packed)
+    zeros = ZEROS if len({how for how, _ in chosen.values()}) == 1 else MIXED
+    note = "" if request.dtype == "float32" else f"stored as {request.dtype}; --dtype float32 keeps every bit"
+    found = {}
+    for name in packed.names():
+        if name in chosen:
+            how, why = chosen[name]
+            found[name] = Stored(str(how), why, zeros if how.zeros else "")
+        else:
+            found[name] = Stored(request.dtype, note=f"not quantized in this format, {note}" if note else "")
+    return found
+
+
+def write(packed: Artifact, path: Path, stored: Mapping[str, Stored], request: Request) -> None:
+    path.mkdir()
+    chosen = {name: how for name, (how, _) in packings(packed).items()}
+    scale = "F32" if request.dtype == "float32" else "F16"  # fp16 already; whoever unpacks computes in the scale's type
+    entries: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name in stored:
+        shape = packed.shape(name)
+        if name in chosen:
+            parts = chosen[name].entries(shape[0], shape[1], scale)
+            entries |= {name + suffix: entry for suffix, entry in parts.items()}
+        else:
+            entries[name] = (stored_as(request.dtype), shape)
+    # Widest values first, so that each lies aligned; a tensor's arrays come from one reading all the same.
+    entries = dict(sorted(entries.items(), key=lambda entry: -SIZES[entry[1][0]].itemsize))
+    with TensorWriter(path / "model.safetensors", entries, {"format": "pt"}) as writer:
+        for entry in entries:
+            name, _, suffix = entry.partition(".weight_")
+            name = f"{name}.weight"
+            if name in chosen and suffix:
+                steps = read(packed, name, chosen[name].instead)
+                array = chosen[name].arrays(steps)[f"_{suffix}"]
+                writer.write(entry, array.astype(SIZES[entries[entry][0]], copy=False))
+            else:
+                for rows in pieces(packed, entry):
+                    writer.write(entry, words(packed.read(entry, rows), request.dtype))
+    write_documents(path, packed, plain_config(packed, request.dtype, quantization_config=_config(packed, chosen)))
+
+
+def _config(packed: Artifact, chosen: Mapping[str, Packing]) -> dict[str, object]:
+    """What config.json says of the quantization: a group of modules for every packing."""
+    modules: dict[Packing, list[str]] = {}
+    for name, how in chosen.items():
+        modules.setdefault(how, []).append(name.removesuffix(".weight"))
+    linear = [name.removesuffix(".weight") for name in packed.plan.layers if not is_embedding(name)]
+    every = len(modules) == 1 and len(chosen) == len(linear)
+    groups = {
+        f"group_{i}": {
+            "targets": ["Linear"] if every else names,
+            "weights": how.arguments(),
+            "input_activations": None,
+            "output_activations": None,
+        }
+        for i, (how, names) in enumerate(modules.items())
+    }
+    ignored = ["lm_head", *(name for name in linear if f"{name}.weight" not in chosen)]
+    facts = {"quant_method": "compressed-tensors", "format": FORMAT, "quantization_status": "compressed"}
+    return {**facts, "config_groups": groups, "ignore": ignored, "kv_cache_scheme": None}
