@@ -5,7 +5,9 @@ A format's file has, beside helpers of its own:
 - `DTYPES`: what the tensors that it does not quantize can be stored as, the default first;
 - `SUFFIX`: how the name of its file ends, "" where it writes a folder;
 - `holds(packed, request) -> {name: Stored}`: how it would store every tensor, decided from schemes and shapes alone;
-- `write(packed, path, stored, request)`: the export, at a path where nothing is yet.
+- `write(packed, path, stored, request)`: the export, at a path where nothing is yet;
+- where our own readers do not read it, `logits(path, packed)`: what computes from it, for measuring;
+- `INT8 = True` where it can have static 8-bit activations.
 
 Formats read tensors one at a time: memory is bounded by the largest of them.
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -40,13 +42,14 @@ class Stored:
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for. dtype: one of the format's DTYPES.
+    """What the user asked for. dtype: one of the format's DTYPES; int8: whether activations are to be static int8.
 
-    ranges: the largest magnitude of the activations at every tap, where activations are to be int8, else None.
+    ranges: the largest magnitude of the activations at every tap, for these; `holds` does without.
     """
 
     dtype: str
-    ranges: Mapping[str, float] | None = None
+    int8: bool = False
+    ranges: Mapping[str, float] = field(default_factory=dict)
 
 
 class Format(Protocol):

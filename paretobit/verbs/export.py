@@ -6,7 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -70,7 +70,7 @@ def export(
         raise ParetobitError(f"--dtype {dtype} is not one of {to}'s", hint=f"choose from {', '.join(form.DTYPES)}")
     if text is not None and not (lossy or int8):
         raise ParetobitError("--text is for --lossy and --int8", hint="leave it out: nothing is measured")
-    request = Request(dtype or form.DTYPES[0])
+    request = Request(dtype or form.DTYPES[0], int8)
     stored = form.holds(packed, request)
     check_losses(packed, stored, lossy, to)
     costs = int8 or any(found.loss for found in stored.values())
@@ -78,7 +78,7 @@ def export(
     if int8 and corpus is not None:
         from paretobit.compress.ranges import ranges
 
-        request = Request(request.dtype, ranges(packed, corpus[0]))
+        request = replace(request, ranges=ranges(packed, corpus[0]))
     with published(Path(path), form.SUFFIX, overwrite) as partial:
         form.write(packed, partial, stored, request)
         kl, error = _cost(packed, form, partial, corpus[0]) if corpus else (None, None)
@@ -181,7 +181,7 @@ def _cost(packed: Artifact, form: Format, partial: Path, ids: Any) -> tuple[floa
     from paretobit.evals.divergence import compare
 
     opened = getattr(form, "logits", None)
-    written = opened(partial) if opened else Decoder(open_model(partial)).logits
+    written = opened(partial, packed) if opened else Decoder(open_model(partial)).logits
     found = compare(written, ids, Decoder(packed).logits).kl_divergence
     assert found is not None and found["mean"] is not None
     return found["mean"], found["stderr"]
