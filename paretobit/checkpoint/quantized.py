@@ -48,6 +48,10 @@ class Codes:
         return self.scale[:, self.group_of] * steps.astype(np.float32)
 
 
+def up(n: int, size: int) -> int:
+    return -(-n // size)
+
+
 Read = Callable[[str], np.ndarray]
 
 
@@ -70,9 +74,11 @@ def gptq(read: Read, shape: tuple[int, int], bits: int, facts: Mapping[str, obje
 def awq(read: Read, shape: tuple[int, int], bits: int, facts: Mapping[str, object]) -> Codes:
     rows, columns = shape
     scale = read("scales").T
-    codes, zero = (fields(read(part), bits).reshape(-1, 8)[:, INTERLEAVED] for part in ("qweight", "qzeros"))
-    groups = np.arange(columns) // -(-columns // scale.shape[1])
-    return Codes(codes.reshape(columns, rows).T, scale, zero.reshape(-1, rows).T.astype(np.int16), groups)
+    codes, zero = (
+        fields(words, bits).reshape(-1, 8)[:, INTERLEAVED].reshape(len(words), -1)[:, :rows].T
+        for words in (read("qweight"), read("qzeros"))
+    )
+    return Codes(codes, scale, zero.astype(np.int16), np.arange(columns) // up(columns, scale.shape[1]))
 
 
 def compressed_tensors(read: Read, shape: tuple[int, int], bits: int, facts: Mapping[str, object]) -> Codes:
@@ -82,7 +88,7 @@ def compressed_tensors(read: Read, shape: tuple[int, int], bits: int, facts: Map
     zero = np.full(scale.shape, 1 << bits - 1, np.int16)
     if (stored := read("weight_zero_point")).size:
         zero = fields(stored.T, bits)[:, :rows].T.astype(np.int16)
-    groups = np.arange(columns) // -(-columns // scale.shape[1])
+    groups = np.arange(columns) // up(columns, scale.shape[1])
     return Codes(codes, scale, zero, found if (found := read("weight_g_idx")).size else groups)
 
 
@@ -97,10 +103,6 @@ class Layout:
     widths: tuple[int, ...]
     optional: tuple[str, ...] = ()
     neutral: Mapping[str, tuple[object, ...]] | None = None
-
-
-def up(n: int, size: int) -> int:
-    return -(-n // size)
 
 
 SCALES = ("F16", "BF16", "F32")
@@ -177,10 +179,10 @@ class QuantizedCheckpoint(HfCheckpoint):
     def _check_shapes(self) -> None:
         super()._check_shapes()
         for name, found in self.packed.items():
-            self._bits(name)
             for part in self.layout.parts:
                 if part not in found and part not in self.layout.optional:
                     raise ParetobitError(f"{self.folder}: {name} has no {part}", hint="fetch the model again")
+            self._bits(name)
 
     def _bits(self, name: str) -> int:
         """Of a code, by the shapes of the arrays: what all of them agree on."""
@@ -198,7 +200,7 @@ class QuantizedCheckpoint(HfCheckpoint):
         shapes = ", ".join(f"{part} {info.dtype} {info.shape}" for part, info in tensors.items())
         raise ParetobitError(
             f"{self.folder}: {name}, {rows} × {columns}, has {shapes}",
-            hint=f"codes of {self.layout.widths} bits are read",
+            hint=f"codes of {', '.join(map(str, self.layout.widths))} bits are read",
         )
 
     def codes(self, name: str) -> Codes:
@@ -228,7 +230,7 @@ class QuantizedCheckpoint(HfCheckpoint):
         """A packed matrix on one of our grids, to the bit. Raises ParetobitError where there is none."""
         of, bits = self.codes(name), self._bits(name)
         columns, groups = of.codes.shape[1], of.scale.shape[1]
-        group = -(-columns // groups)
+        group = max(1, int((of.group_of == 0).sum()))
         scale = of.scale.astype(np.float16)
         why = ""
         if not np.array_equal(of.group_of, np.arange(columns) // group):

@@ -67,17 +67,26 @@ def quantize(
 ) -> Fit:
     """Quantize MODEL (folder, .gguf, hub id or demo:smollm2) into a packed model.
 
+    Of a model in GPTQ's, AWQ's or compressed-tensors' format the own codes stay unless a scheme is asked for.
     Interrupted, the same call goes on from the last finished block. Raises ParetobitError on bad input.
     """
     from paretobit.checkpoint import open_model
+    from paretobit.checkpoint.quantized import QuantizedCheckpoint
     from paretobit.verbs.needs import torch_or_hint
 
+    source = open_model(model)
+    if isinstance(source, QuantizedCheckpoint) and not (to or plan or fit or keep):
+        from paretobit.verbs.adopting import adopt, check_alone
+
+        check_alone(method=method, embed=embed, metric=metric, check=check, calib=calib, tokens=tokens, seed=seed,
+                    set=set, inputs=inputs, stats=stats, shard=shard, recover=recover, device=device)  # fmt: skip
+        return adopt(source, Path(out), overwrite)
     torch_or_hint("quantize")
     from paretobit.compress.apply import Job
     from paretobit.compress.world import join, pick_device
     from paretobit.verbs.wishes import Wish, check_wish, granted
 
-    source, options, world, used = open_model(model), parse_set(set), join(), pick_device(device)
+    options, world, used = parse_set(set), join(), pick_device(device)
     check_together(inputs, stats, shard, recover)
     wish, decides = Wish(fit, keep, metric, check, schemes, free), {"--to": to, "--plan": plan, "--method": method}
     check_wish(wish, decides | {"--embed": embed, "--set": options, "--stats": stats, "--shard": shard}, world.size)

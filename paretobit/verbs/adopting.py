@@ -1,0 +1,101 @@
+"""What quantize does with a model that others have quantized, when nobody asks for another scheme: its codes stay."""
+
+from __future__ import annotations
+
+import time
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paretobit.errors import ParetobitError
+from paretobit.progress import progress, say
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from paretobit.checkpoint.quantized import QuantizedCheckpoint
+    from paretobit.planfile import Layer
+    from paretobit.verbs.quantize import Fit
+    from paretobit.work import Work
+
+GIVEN = "given"  # the method of a tensor whose codes came with the model
+WHY = "the checkpoint has no codes for it"
+
+
+def check_alone(**options: object) -> None:
+    """Raise on options that say how to round: nothing asked for is dropped in silence."""
+    for name, value in options.items():
+        if value not in (None, (), {}):
+            raise ParetobitError(
+                f"the model's own codes are kept, so --{name} has nothing to do",
+                hint=f"add --to SCHEME to round once more, or drop --{name}",
+            )
+
+
+def adopt(source: QuantizedCheckpoint, out: Path, overwrite: bool) -> Fit:
+    """Pack GPTQ's, AWQ's or compressed-tensors' codes without another rounding; what has none stays in floats.
+
+    Raises ParetobitError on a matrix that lies on none of our grids.
+    """
+    from paretobit import __version__
+    from paretobit.artifact import FORMAT, Artifact, assemble
+    from paretobit.planfile import Plan
+    from paretobit.reports.card import write_card
+    from paretobit.verbs.quantize import Fit
+    from paretobit.work import Work
+
+    started = time.monotonic()
+    # No settings and no statistics enter: the same model gives the same bytes.
+    fingerprint: dict[str, object] = {"format": FORMAT, "model": source.hash, "inputs": GIVEN, "version": __version__}
+    work = Work(out, "model", fingerprint)
+    if work.finished(overwrite):
+        say(f"{out} is already this result: nothing to do")
+    else:
+        with work.open(overwrite):
+            layers, units = _packed(source, work)
+            floats = {name: str(layer.scheme) for name, layer in layers.items() if name not in source.packed}
+            manifest = {
+                "kind": "model",
+                "format": FORMAT,
+                "fingerprint": fingerprint,
+                "model": {"name": source.name, "hash": source.hash, "bytes_16bit": source.bits16},
+                "calibration": {"source": "none"},
+                "fallbacks": [
+                    {"name": name, "asked": "its own codes", "stored": scheme, "why": WHY}
+                    for name, scheme in floats.items()
+                ],
+            }
+            with work.publish() as folder:
+                assemble(folder, source, Plan(source.hash, layers), manifest, units)
+                write_card(folder)
+    made = Artifact(out)
+    notes = tuple(f"{fell['name']}: {fell['stored']} ({fell['why']})" for fell in made.manifest["fallbacks"])
+    return Fit(str(out), made.size_bytes, source.bits16, made.bits_per_weight, time.monotonic() - started, notes)
+
+
+def _packed(source: QuantizedCheckpoint, work: Work) -> tuple[dict[str, Layer], list[Path]]:
+    """The plan's layers, and a file for every block with its tensors packed."""
+    from paretobit.artifact import float_arrays, stored
+    from paretobit.planfile import Layer
+    from paretobit.scheme import Scheme, parse
+    from paretobit.tensorfile import write_arrays
+
+    layers: dict[str, Layer] = {}
+    units: list[Path] = []
+    names = source.names()
+    with progress(f"packing {source.name}", len(names)) as advance:
+        for _, block in groupby(names, lambda name: name.split(".")[:3]):
+            arrays: dict[str, np.ndarray] = {}
+            for name in block:
+                if name in source.packed:
+                    q = source.qtensor(name)
+                    layers[name] = Layer(Scheme(q.grid), GIVEN)
+                    arrays |= {name + suffix: array for suffix, array in stored(q).items()}
+                else:
+                    kind, arrays[name] = float_arrays(source.read(name), None)
+                    if len(source.shape(name)) == 2:
+                        layers[name] = Layer(parse({"BF16": "bf16", "F32": "fp32"}[kind]), GIVEN)
+                advance(1)
+            units.append(work.path(f"unit{len(units)}.safetensors"))
+            write_arrays(units[-1], arrays)
+    return layers, units
