@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from paretobit.errors import ParetobitError
 from paretobit.progress import progress, say
@@ -13,6 +14,7 @@ from paretobit.progress import progress, say
 if TYPE_CHECKING:
     import numpy as np
 
+    from paretobit.checkpoint.base import Checkpoint
     from paretobit.checkpoint.quantized import QuantizedCheckpoint
     from paretobit.planfile import Layer
     from paretobit.verbs.quantize import Fit
@@ -22,20 +24,23 @@ GIVEN = "given"  # the method of a tensor whose codes came with the model
 WHY = "the checkpoint has no codes for it"
 
 
-def check_alone(**options: object) -> None:
-    """Raise on options that say how to round: nothing asked for is dropped in silence."""
-    for name, value in options.items():
-        if value not in (None, (), {}):
-            raise ParetobitError(
-                f"the model's own codes are kept, so --{name} has nothing to do",
-                hint=f"add --to SCHEME to round once more, or drop --{name}",
-            )
+OPTIONS = (
+    "--method, --embed, --metric, --check, --calib, --tokens, --seed, --set, --inputs, --stats, --shard, --recover"
+)
 
 
-def adopt(source: QuantizedCheckpoint, out: Path, overwrite: bool) -> Fit:
+def adoptable(source: Checkpoint) -> TypeGuard[QuantizedCheckpoint]:
+    """Whether a model has codes of its own."""
+    from paretobit.checkpoint.quantized import QuantizedCheckpoint
+
+    return isinstance(source, QuantizedCheckpoint)
+
+
+def adopt(source: QuantizedCheckpoint, out: Path, overwrite: bool, how: Sequence[object]) -> Fit:
     """Pack GPTQ's, AWQ's or compressed-tensors' codes without another rounding; what has none stays in floats.
 
-    Raises ParetobitError on a matrix that lies on none of our grids.
+    Raises ParetobitError on a matrix that lies on none of our grids, and if `how` to round is said, the values of
+    OPTIONS: nothing asked for is dropped in silence.
     """
     from paretobit import __version__
     from paretobit.artifact import FORMAT, Artifact, assemble
@@ -44,6 +49,12 @@ def adopt(source: QuantizedCheckpoint, out: Path, overwrite: bool) -> Fit:
     from paretobit.verbs.quantize import Fit
     from paretobit.work import Work
 
+    said = [name for name, value in zip(OPTIONS.split(", "), how, strict=True) if value not in (None, (), {})]
+    if said:
+        raise ParetobitError(
+            f"the model's own codes are kept, so {said[0]} has nothing to do",
+            hint=f"add --to SCHEME to round once more, or drop {said[0]}",
+        )
     started = time.monotonic()
     # No settings and no statistics enter: the same model gives the same bytes.
     fingerprint: dict[str, object] = {"format": FORMAT, "model": source.hash, "inputs": GIVEN, "version": __version__}

@@ -13,6 +13,8 @@ from paretobit.errors import ParetobitError
 from paretobit.planfile import FULL, INPUTS, SELF, SEQUENTIAL, STATS, Settings
 from paretobit.progress import say
 from paretobit.scheme import FLOATS
+from paretobit.verbs.adopting import adopt, adoptable
+from paretobit.verbs.needs import torch_or_hint
 from paretobit.verbs.verb import Option, Verb
 
 if TYPE_CHECKING:
@@ -71,19 +73,15 @@ def quantize(
     Interrupted, the same call goes on from the last finished block. Raises ParetobitError on bad input.
     """
     from paretobit.checkpoint import open_model
-    from paretobit.checkpoint.quantized import QuantizedCheckpoint
-    from paretobit.verbs.needs import torch_or_hint
 
     source = open_model(model)
-    if isinstance(source, QuantizedCheckpoint) and not (to or plan or fit or keep):
-        from paretobit.verbs.adopting import adopt, check_alone
-
-        check_alone(method=method, embed=embed, metric=metric, check=check, calib=calib, tokens=tokens, seed=seed,
-                    set=set, inputs=inputs, stats=stats, shard=shard, recover=recover, device=device)  # fmt: skip
-        return adopt(source, Path(out), overwrite)
+    if adoptable(source) and not (to or plan or fit or keep):
+        how = method, embed, metric, check, calib, tokens, seed, set, inputs, stats, shard, recover
+        return adopt(source, Path(out), overwrite, how)
     torch_or_hint("quantize")
     from paretobit.compress.apply import Job
     from paretobit.compress.world import join, pick_device
+    from paretobit.verbs.shards import collect_shard
     from paretobit.verbs.wishes import Wish, check_wish, granted
 
     options, world, used = parse_set(set), join(), pick_device(device)
@@ -101,8 +99,6 @@ def quantize(
     if decided is None:
         return granted(source, wish, job_of, text, Path(out), overwrite)
     if shard is not None:
-        from paretobit.verbs.shards import collect_shard
-
         return collect_shard(source, Path(out), shard, *text, used, overwrite)
     return carry_out(job_of(decided), text, stats, Path(out), unasked(decided, to, method, embed), overwrite)
 
