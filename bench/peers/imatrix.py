@@ -23,12 +23,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.peers.gguf_export import gguf_family, stored_name
 from bench.peers.llama_tools import tools
 from paretobit import open_model
 from paretobit.checkpoint.base import Checkpoint
-from paretobit.checkpoint.gguf_config import block_names
 from paretobit.evals.text import encode_windows, read_text
+from paretobit.exporters.gguf import stored_name
 
 WINDOWS_AT_ONCE = 8
 
@@ -40,8 +39,7 @@ def squares(source: Checkpoint, windows: np.ndarray) -> dict[str, np.ndarray]:
     from paretobit.compress import calibrate
     from paretobit.compress.model import Decoder
 
-    arch, (_, family) = source.arch, gguf_family(source)
-    theirs = {ours: stored for stored, ours in block_names(family).items()}
+    arch = source.arch
     decoder = Decoder(source, device="cpu", keep=False)
     found: dict[str, np.ndarray] = {}
     with torch.inference_mode():
@@ -57,7 +55,7 @@ def squares(source: Checkpoint, windows: np.ndarray) -> dict[str, np.ndarray]:
                 except StopIteration as stop:
                     states[i] = stop.value
             for tap in arch.taps(layer):
-                found |= {stored_name(name, theirs): sums[tap.name] for name in tap.consumers}
+                found |= {stored_name(source, name): sums[tap.name] for name in tap.consumers}
     return found
 
 

@@ -42,13 +42,15 @@ class Stored:
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for. dtype: one of the format's DTYPES; int8: whether activations are to be static int8.
+    """What the user asked for. dtype: one of the format's DTYPES; int8: whether activations are to be static int8;
+    bits: the least of what is rounded once more.
 
     ranges: the largest magnitude of the activations at every tap, for these; `holds` does without.
     """
 
     dtype: str
     int8: bool = False
+    bits: int = 0
     ranges: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from paretobit.artifact import Artifact
 from paretobit.exporters import Request, Stored
 from paretobit.exporters.folder import plain_config, stored_as, words, write_documents
-from paretobit.exporters.steps import Steps, pieces, read, span, unfit, width
+from paretobit.exporters.steps import Steps, nearest, pieces, read, span, unfit, width
 from paretobit.planfile import is_embedding
 from paretobit.scheme import FLOATS, Grid
 from paretobit.tensorfile import DTYPES as SIZES
@@ -82,34 +82,37 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:  # (rows, n) -> (rows, n Â
 
 def packing(grid: Grid, columns: int) -> Packing:
     """What holds every matrix on an affine grid."""
-    group = None if width(grid, columns) == columns else width(grid, columns)
+    group = None if grid.group is None or grid.group > columns else width(grid, columns)
     low, high = span(grid)
     if grid.zero == "stored" and grid.levels <= 16 and not -8 <= low <= high <= 7:
         return Packing(4, group, True)
     return Packing(4 if low >= -8 and high <= 7 else 8, group, False)
 
 
-def rounded_packing(bits: float, columns: int) -> Packing:
-    """What a matrix that lies on no grid is rounded to."""
-    kept, shared = 4 if bits <= 4 else 8, math.gcd(columns, 32)
+def rounded_packing(kept: int, columns: int) -> Packing:
+    """What a matrix that lies on no grid is rounded to, at 4 or 8 bits."""
+    shared = math.gcd(columns, 32)
     group = shared if shared >= 16 else None
     scheme = f"w{kept}{'' if group is None else f'g{group}'}{'s' if kept == 4 and group else ''}"
     return Packing(kept, group, False, scheme)
 
 
-def packings(packed: Artifact) -> dict[str, tuple[Packing, str]]:
+def packings(packed: Artifact, request: Request) -> dict[str, tuple[Packing, str]]:
     """Every matrix that is packed -> how, and why it is rounded once more, or ""."""
     found = {}
     for name in packed.plan.layers:
         grid = packed.schemes[name].weight
         if not is_embedding(name) and grid.kind not in FLOATS:
             why, columns = unfit(packed, name), packed.shape(name)[1]
-            found[name] = (rounded_packing(grid.bits, columns) if why else packing(grid, columns), why)
+            found[name] = (
+                rounded_packing(nearest(grid, request.bits, (4, 8)), columns) if why else packing(grid, columns),
+                why,
+            )
     return found
 
 
 def holds(packed: Artifact, request: Request) -> dict[str, Stored]:
-    chosen = packings(packed)
+    chosen = packings(packed, request)
     zeros = ZEROS if len({how for how, _ in chosen.values()}) == 1 else MIXED
     note = "" if request.dtype == "float32" else f"stored as {request.dtype}; --dtype float32 keeps every bit"
     found = {}
@@ -124,7 +127,7 @@ def holds(packed: Artifact, request: Request) -> dict[str, Stored]:
 
 def write(packed: Artifact, path: Path, stored: Mapping[str, Stored], request: Request) -> None:
     path.mkdir()
-    chosen = {name: how for name, (how, _) in packings(packed).items()}
+    chosen = {name: how for name, (how, _) in packings(packed, request).items()}
     scale = "F32" if request.dtype == "float32" else "F16"  # fp16 already; whoever unpacks computes in the scale's type
     entries: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name in stored:

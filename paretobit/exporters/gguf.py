@@ -23,13 +23,14 @@ from paretobit.errors import ParetobitError
 from paretobit.exporters import Request, Stored
 from paretobit.exporters.gguf_types import encoded, smallest
 from paretobit.exporters.gguf_vocab import vocabulary
-from paretobit.exporters.steps import pieces, read, unfit
+from paretobit.exporters.steps import nearest, pieces, read, unfit
 from paretobit.scheme import FLOATS, parse
 
 DTYPES = ("float32",)
 SUFFIX = ".gguf"
 FLOAT_TYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
-LOSSY = ((4, "w4g32s", "Q4_0"), (5, "w5g32", "Q5_0"), (8, "w8g32", "Q8_0"))  # up to so many bits
+LOSSY = {4: "Q4_0", 5: "Q5_0", 8: "Q8_0"}  # by bits, what a matrix is rounded to that no type holds
+SCHEMES = {"Q4_0": "w4g32s", "Q5_0": "w5g32", "Q8_0": "w8g32"}
 HINT = "export to hf, or to another format"
 
 
@@ -37,10 +38,10 @@ def holds(packed: Artifact, request: Request) -> dict[str, Stored]:
     """Vectors as F32, floats as they are, matrices in the smallest type. Raises on what llama.cpp cannot compute."""
     gguf_or_hint()
     metadata(packed)
-    return {name: _stored(packed, name) for name in packed.names()}
+    return {name: _stored(packed, name, request) for name in packed.names()}
 
 
-def _stored(packed: Artifact, name: str) -> Stored:
+def _stored(packed: Artifact, name: str, request: Request) -> Stored:
     shape, grid = packed.shape(name), packed.schemes[name].weight
     if len(shape) == 1:
         return Stored("F32")
@@ -51,10 +52,11 @@ def _stored(packed: Artifact, name: str) -> Stored:
         kind = smallest(grid, shape[1])
         if kind is not None:
             return Stored(kind.name)
-        why = f"its types have a scale for 32 columns, this has {shape[1]} in groups of {grid.group or shape[1]}"
+        what = "rows of" if shape[1] % 32 else "a scale for"
+        why = f"{what} {shape[1] if shape[1] % 32 else grid.group} columns, where its types need multiples of 32"
     if shape[1] % 32:
         return Stored("F16", why)
-    return Stored(next(name for bits, _, name in LOSSY if grid.bits <= bits), why)
+    return Stored(LOSSY[nearest(grid, request.bits, tuple(LOSSY))], why)
 
 
 def write(packed: Artifact, path: Path, stored: Mapping[str, Stored], request: Request) -> None:
@@ -65,7 +67,7 @@ def write(packed: Artifact, path: Path, stored: Mapping[str, Stored], request: R
     writer = gguf.GGUFWriter(str(path), family.gguf)
     facts["general.file_type"] = _file_type(Counter(x.kind for x in stored.values()))
     for key, value in facts.items():
-        _add(writer, key, value)
+        add(writer, key, value)
     divisors = rope_divisors(packed)
     if divisors is not None:
         writer.add_tensor_info(ROPE_FREQS, divisors.shape, divisors.dtype, divisors.nbytes)
@@ -97,7 +99,7 @@ def _raw(packed: Artifact, name: str, how: Stored) -> np.ndarray:
         values = converted(packed, name)
         return np.ascontiguousarray(values.view(np.uint8) if how.kind == "F32" else gguf.quants.quantize(values, kind))
     scheme = packed.schemes[name]
-    instead = next((spelled for bits, spelled, _ in LOSSY if scheme.weight.bits <= bits), "") if how.loss else ""
+    instead = SCHEMES[how.kind] if how.loss else ""
     grid = parse(instead).weight if instead else scheme.weight
     found = []
     for rows in pieces(packed, name) if order is None else [slice(None)]:
@@ -111,9 +113,10 @@ def _raw(packed: Artifact, name: str, how: Stored) -> np.ndarray:
     return np.concatenate(found)
 
 
-def _add(writer: Any, key: str, value: object) -> None:
-    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
-    add.get(type(value), writer.add_array)(key, value)
+def add(writer: Any, key: str, value: object) -> None:
+    """A number, bool, text or list to a GGUFWriter."""
+    kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    kinds.get(type(value), writer.add_array)(key, value)
 
 
 def _file_type(kinds: Counter[str]) -> int:
@@ -134,8 +137,8 @@ def metadata(source: Checkpoint) -> dict[str, object]:
     arch, family = source.arch, known()[source.arch.model_type]
     if source.arch.layers != GEMMA3_27B_LAYERS and not np.isclose(arch.attn_scale, arch.head_dim**-0.5):
         raise _refused(source, f"attention is scaled by {arch.attn_scale:g}")
-    if arch.post_norms and (arch.qkv_bias or arch.mlp_bias or not arch.tied):
-        raise _refused(source, "it has biases, or a head of its own")
+    if arch.post_norms and (arch.qkv_bias or arch.mlp_bias):
+        raise _refused(source, "it has biases")
     facts: dict[str, object] = {
         "context_length": arch.max_positions,
         "embedding_length": arch.hidden,

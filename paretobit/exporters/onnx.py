@@ -22,7 +22,7 @@ from paretobit.errors import ParetobitError
 from paretobit.exporters import Request, Stored
 from paretobit.exporters.folder import plain_config, write_documents
 from paretobit.exporters.onnx_graph import Graph
-from paretobit.exporters.steps import Steps, read, span, unfit, width
+from paretobit.exporters.steps import Steps, nearest, read, span, unfit, width
 from paretobit.scheme import FLOATS, Grid, parse
 
 DTYPES = ("float32",)
@@ -37,24 +37,27 @@ def holds(packed: Artifact, request: Request) -> dict[str, Stored]:
     for module in ("onnx", "onnxruntime"):
         if importlib.util.find_spec(module) is None:
             raise ParetobitError(f"export --to onnx needs {module}", hint="pip install paretobit[export]")
-    return {name: _stored(packed, name, request.int8) for name in packed.names()}
+    return {name: _stored(packed, name, request) for name in packed.names()}
 
 
-def _stored(packed: Artifact, name: str, int8: bool) -> Stored:
+def _stored(packed: Artifact, name: str, request: Request) -> Stored:
     shape, grid = packed.shape(name), packed.schemes[name].weight
     if len(shape) == 1 or grid.kind in FLOATS:
         return Stored("float32")
     why = unfit(packed, name)
     if not why and block_of(grid) < LEAST_BLOCK:
         why = f"a scale for {grid.group} columns, where powers of two from {LEAST_BLOCK} are needed"
-    if not why and int8 and width(grid, shape[1]) != shape[1]:
+    if not why and request.int8 and width(grid, shape[1]) != shape[1]:
         why = f"a scale for {grid.group} columns, where products of integers need one for the row"
-    return Stored("int8" if int8 else f"int{bits_of(parse(instead(grid, int8)).weight if why else grid)}", why)
+    bits = 8 if request.int8 else bits_of(parse(instead(grid, request)).weight if why else grid)
+    return Stored(f"int{bits}", why)
 
 
-def instead(grid: Grid, int8: bool) -> str:
+def instead(grid: Grid, request: Request) -> str:
     """The scheme that a matrix is rounded to which cannot be held."""
-    return "w8" if int8 else "w4g32s" if grid.bits <= 4 else "w8g32"
+    if request.int8:
+        return "w8"
+    return {4: "w4g32s", 8: "w8g32"}[nearest(grid, request.bits, (4, 8))]
 
 
 def block_of(grid: Grid) -> int:
@@ -102,7 +105,7 @@ class _Decoder:
 
     def steps(self, name: str) -> tuple[Steps, Grid]:
         grid = self.packed.schemes[name].weight
-        other = instead(grid, self.request.int8) if self.stored[name].loss else ""
+        other = instead(grid, self.request) if self.stored[name].loss else ""
         return read(self.packed, name, other), parse(other).weight if other else grid
 
     def embedding(self, ids: str) -> str:  # -> (batch, sequence, hidden)

@@ -70,6 +70,11 @@ def span(grid: Grid) -> tuple[int, int]:
     return -zero, step * (grid.levels - 1) - zero
 
 
+def nearest(grid: Grid, least: int, widths: tuple[int, ...]) -> int:
+    """Bits that a matrix is rounded to which cannot be held: no fewer than it has, nor than asked for."""
+    return next(bits for bits in widths if max(grid.bits, least) <= bits)
+
+
 def half_steps(grid: Grid) -> bool:
     return grid.zero == "mid" and grid.levels % 2 == 0
 

@@ -47,6 +47,9 @@ def export(
     to: Annotated[str, Option("Format: hf, gguf, compressed-tensors or onnx.")],
     path: Annotated[str, Option("File or folder to write.", "-o", "--path")],
     lossy: Annotated[bool, Option("Round once more what the format cannot hold, and say what that cost.")] = False,
+    bits: Annotated[
+        int | None, Option("Of what --lossy rounds: 4 or 8, for gguf 5 too (default: no fewer than now).")
+    ] = None,
     dtype: Annotated[str | None, Option("Of what is not quantized: float32, float16 or bfloat16.")] = None,
     int8: Annotated[bool, Option("Static 8-bit activations (onnx): QuantizeLinear before every product.")] = False,
     text: Annotated[str | None, Option("Text to measure and calibrate on (default: the model's own).")] = None,
@@ -70,7 +73,9 @@ def export(
         raise ParetobitError(f"--dtype {dtype} is not one of {to}'s", hint=f"choose from {', '.join(form.DTYPES)}")
     if text is not None and not (lossy or int8):
         raise ParetobitError("--text is for --lossy and --int8", hint="leave it out: nothing is measured")
-    request = Request(dtype or form.DTYPES[0], int8)
+    if bits is not None and (not lossy or not 1 <= bits <= 8):
+        raise ParetobitError(f"--bits {bits} is for --lossy, and at most 8", hint="for example --lossy --bits 8")
+    request = Request(dtype or form.DTYPES[0], int8, bits or 0)
     stored = form.holds(packed, request)
     check_losses(packed, stored, lossy, to)
     costs = int8 or any(found.loss for found in stored.values())

@@ -23,7 +23,7 @@ from paretobit.runtime.tokenizer import Tokenizer
 from tests.packed import Shelf
 
 pytestmark = pytest.mark.slow
-FAMILIES = ("llama", "llama, untied", "llama, biases", "llama, linear", "llama, llama3", "llama, yarn", "qwen2")
+FAMILIES = ("llama", "llama, biases", "llama, linear", "llama, llama3", "llama, yarn", "qwen2")
 PROMPTS = np.random.default_rng(1).integers(3, 300, (12, 48))
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64}  # rows of the types of 256
 QUANTIZED = {
@@ -59,9 +59,10 @@ def written(packed: Artifact, path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", [*FAMILIES, "qwen3", "gemma3, as published"])
-def test_the_model_is_the_same(shelf: Shelf, peer: Peer, family: str, tmp_path: Path) -> None:
-    packed = shelf(family, "fp32")
+def test_the_model_is_the_same(shelf: Shelf, peer: Peer, family: str, tied: bool, tmp_path: Path) -> None:
+    packed = shelf(family, "fp32", tied=tied)
     found, wanted = theirs(peer, written(packed, tmp_path / "m.gguf")), ours(packed)
     assert np.linalg.norm(found - wanted) < 5e-3 * np.linalg.norm(wanted)
 
