@@ -13,13 +13,17 @@ A matrix whose groups are runs of columns and whose scales are fp16 numbers is a
 
 from __future__ import annotations
 
+import hashlib
+import json
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from paretobit.checkpoint.base import hash_files
 from paretobit.checkpoint.hf import CONFIG, HfCheckpoint, canonical
 from paretobit.errors import ParetobitError
 from paretobit.qtensor import QTensor
@@ -167,6 +171,12 @@ class QuantizedCheckpoint(HfCheckpoint):
                 )
         super().__init__(folder)
         self.config = {key: value for key, value in self.config.items() if key != CONFIG_KEY}
+
+    @cached_property
+    def hash(self) -> str:
+        """What config.json says of the codes changes their meaning: it counts as well."""
+        facts = json.dumps(self.facts, sort_keys=True).encode()
+        return hashlib.sha256(hash_files(file.path for file in self._files).encode() + facts).hexdigest()
 
     def _is_part(self, file: SafetensorsFile, stored: str) -> bool:
         stem, _, part = canonical(stored).rpartition(".")

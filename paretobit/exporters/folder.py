@@ -14,6 +14,7 @@ from paretobit.scheme import parse
 from paretobit.work import write_atomically
 
 KINDS = {"float32": ("fp32", "F32"), "float16": ("fp16", "F16"), "bfloat16": ("bf16", "BF16")}
+MARK = "quantized_by"  # in config.json: what tells an export, which may be replaced, from somebody's model
 CLASSES = {"gemma3_text": "Gemma3ForCausalLM"}  # others are called like their model_type, then ForCausalLM
 
 
@@ -25,7 +26,13 @@ def plain_config(source: Checkpoint, dtype: str, **more: object) -> dict[str, ob
         config.pop(name, None)
     kind, arch = source.arch.model_type, source.arch
     named = CLASSES.get(kind, f"{kind.capitalize()}ForCausalLM")
-    facts = {"model_type": kind, "architectures": [named], "tie_word_embeddings": arch.tied, "torch_dtype": dtype}
+    facts = {
+        MARK: "paretobit",
+        "model_type": kind,
+        "architectures": [named],
+        "tie_word_embeddings": arch.tied,
+        "torch_dtype": dtype,
+    }
     return {**config, **facts, **more}
 
 

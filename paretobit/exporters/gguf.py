@@ -161,7 +161,7 @@ def metadata(source: Checkpoint) -> dict[str, object]:
         **_windows(source),
         **_ropes(source),
     }
-    general = {"general.name": source.name, "general.quantization_version": 2}
+    general = {"general.name": source.name, "general.quantized_by": "paretobit", "general.quantization_version": 2}
     return {**general, **{f"{family.gguf}.{key}": value for key, value in facts.items()}}
 
 

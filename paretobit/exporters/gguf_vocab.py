@@ -108,7 +108,8 @@ class _Vocabulary:
             text = by_id.get(i, "")
             scores.append(-float(rank[text]) if text in rank else 0.0 if len(text) < 2 else NO_MERGE)
         steps = json.dumps([self.json.get("normalizer"), self.json.get("pre_tokenizer")], ensure_ascii=False)
-        prefix = f'"prepend": "{SPACE}"' in steps or '"prepend_scheme": "' in steps.replace(': "never"', "")
+        signs = (f'"prepend": "{SPACE}"', '"prepend_scheme": "first"', '"prepend_scheme": "always"')
+        prefix = any(sign in steps for sign in signs)
         return {
             "tokenizer.ggml.model": "llama",
             "tokenizer.ggml.pre": "default",

@@ -151,13 +151,17 @@ def published(path: Path, suffix: str, overwrite: bool) -> Iterator[Path]:
 
 
 def _check_free(path: Path, suffix: str, overwrite: bool) -> None:
+    from paretobit.exporters.folder import MARK
+    from paretobit.work import read_json
+
     if path.is_symlink() or (path.exists() and path.is_dir() == bool(suffix)):
         raise ParetobitError(f"{path} is in the way, and is no {'file' if suffix else 'folder'}", hint="choose another")
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not overwrite:
         raise ParetobitError(f"{path} is there already", hint="choose another -o, or add --overwrite")
-    if path.is_dir() and (not (path / "config.json").is_file() or (path / "paretobit.json").exists()):
+    config = path / "config.json"
+    if path.is_dir() and (not config.is_file() or read_json(config).get(MARK) != "paretobit"):
         raise ParetobitError(f"{path} holds no exported model", hint="choose another -o")
 
 

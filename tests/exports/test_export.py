@@ -78,7 +78,7 @@ def test_a_missing_package_is_named(
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_what_is_in_the_way(shelf: Shelf, form: str, tmp_path: Path, command: Command) -> None:
+def test_what_is_in_the_way(shelf: Shelf, model: Path, form: str, tmp_path: Path, command: Command) -> None:
     packed, path = shelf("llama", "w4g32"), tmp_path / target(form)
     ask = ("export", packed.folder, "--to", form, "-o", path)
     assert command(*ask).code == 0
@@ -97,6 +97,7 @@ def test_what_is_in_the_way(shelf: Shelf, form: str, tmp_path: Path, command: Co
         (other / "letter.txt").write_text("mine")
         assert "holds no exported model; hint: choose another -o" in command(*ask[:-1], other, "--overwrite").error
         assert "holds no exported model" in command(*ask[:-1], packed.folder, "--overwrite").error
+        assert "holds no exported model" in command(*ask[:-1], model, "--overwrite").error
         assert contents(other) == {"letter.txt": b"mine"} and Artifact(packed.folder).hash == packed.hash
 
 

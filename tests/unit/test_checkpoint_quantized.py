@@ -144,8 +144,12 @@ def test_zero_points_in_the_middle_are_not_stored(kind: str, tmp_path: Path) -> 
 
 def test_gptq_v2_stores_zero_points_as_they_are(tmp_path: Path) -> None:
     made = Made(tmp_path / "model", "gptq", facts={"checkpoint_format": "gptq_v2"}, less=0)
-    name = next(iter(made.matrices))
-    assert np.array_equal(pb.open_model(made.path).read(name), made.values(name))
+    name, source = next(iter(made.matrices)), pb.open_model(made.path)
+    assert np.array_equal(source.read(name), made.values(name))
+    config = json.loads((made.path / "config.json").read_text())
+    config["quantization_config"]["checkpoint_format"] = "gptq"
+    (made.path / "config.json").write_text(json.dumps(config))
+    assert pb.open_model(made.path).hash != source.hash  # the same files, but other values
 
 
 def test_what_compressed_tensors_exports_comes_back(tmp_path: Path, model: Path, quick: None) -> None:
