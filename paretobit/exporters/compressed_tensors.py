@@ -2,7 +2,8 @@
 
 The format "pack-quantized" as its package writes it: w = scale · (code - zero), a scale for a group of a row's columns
 or for the row, zero points packed along the rows. Every affine grid fits 4 or 8 bits to the bit: half steps become
-whole ones, narrow codes lie in wide fields. Embedding and head have no quantized form that vLLM reads.
+whole ones, narrow codes lie in wide fields. Embedding and head have no quantized form that vLLM reads. A scheme with
+8-bit activations becomes "int-quantized": an int8 matrix, one scale for a row, activations rounded token by token.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from paretobit.tensorfile import TensorWriter
 
 DTYPES = ("float16", "bfloat16", "float32")
 SUFFIX = ""
-FORMAT = "pack-quantized"
+PACKED, INT8, BOTH = "pack-quantized", "int-quantized", "mixed-precision"
+TOKENS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
 ZEROS = "has zero points, which transformers loads with CompressedTensorsConfig(dequantize=True) only"
 MIXED = "has zero points beside matrices packed otherwise, which transformers does not load; vLLM's layout has them"
 
@@ -34,15 +36,22 @@ MIXED = "has zero points beside matrices packed otherwise, which transformers do
 class Packing:
     """How one matrix lies in the file. group: columns of a scale, None for the whole row; zeros: stored, or the middle.
 
-    instead: the scheme that it is rounded to once more, or "".
+    int8: activations too; instead: the scheme that it is rounded to once more, or "".
     """
 
     bits: int
     group: int | None
     zeros: bool
     instead: str = ""
+    int8: bool = False
+
+    @property
+    def format(self) -> str:
+        return INT8 if self.int8 else PACKED
 
     def __str__(self) -> str:
+        if self.int8:
+            return "int8 with int8 activations"
         return f"int{self.bits}{'' if self.group is None else f'g{self.group}'}{'z' if self.zeros else ''}"
 
     def arguments(self) -> dict[str, object]:
@@ -53,6 +62,8 @@ class Packing:
 
     def entries(self, rows: int, columns: int, scale: str) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Suffix -> (dtype, shape) of its arrays, scales in the dtype `scale`."""
+        if self.int8:
+            return {"": ("I8", (rows, columns)), "_scale": (scale, (rows, 1))}
         groups, per_word = columns // (self.group or columns), 32 // self.bits
         found: dict[str, tuple[str, tuple[int, ...]]] = {
             "_shape": ("I64", (2,)),
@@ -62,6 +73,8 @@ class Packing:
         return found | ({"_zero_point": ("I32", (-(-rows // per_word), groups))} if self.zeros else {})
 
     def arrays(self, of: Steps) -> dict[str, np.ndarray]:
+        if self.int8:
+            return {"": of.values.astype(np.int8), "_scale": of.scale}
         held = of.regrouped(self.group or of.codes.shape[1])
         middle = np.int16(1 << self.bits - 1)
         codes = held.codes if self.zeros else (held.values + middle).astype(np.uint8)
@@ -101,9 +114,13 @@ def packings(packed: Artifact, request: Request) -> dict[str, tuple[Packing, str
     """Every matrix that is packed -> how, and why it is rounded once more, or ""."""
     found = {}
     for name in packed.plan.layers:
-        grid = packed.schemes[name].weight
+        scheme, grid = packed.schemes[name], packed.schemes[name].weight
         if not is_embedding(name) and grid.kind not in FLOATS:
             why, columns = unfit(packed, name), packed.shape(name)[1]
+            if scheme.activation is not None:
+                why = why or ("" if width(grid, columns) == columns else "8-bit activations need a scale for the row")
+                found[name] = (Packing(8, None, False, "w8" if why else "", int8=True), why)
+                continue
             found[name] = (
                 rounded_packing(nearest(grid, request.bits, (4, 8)), columns) if why else packing(grid, columns),
                 why,
@@ -130,22 +147,22 @@ def write(packed: Artifact, path: Path, stored: Mapping[str, Stored], request: R
     chosen = {name: how for name, (how, _) in packings(packed, request).items()}
     scale = "F32" if request.dtype == "float32" else "F16"  # fp16 already; whoever unpacks computes in the scale's type
     entries: dict[str, tuple[str, tuple[int, ...]]] = {}
+    origin: dict[str, tuple[str, str]] = {}
     for name in stored:
         shape = packed.shape(name)
         if name in chosen:
             parts = chosen[name].entries(shape[0], shape[1], scale)
             entries |= {name + suffix: entry for suffix, entry in parts.items()}
+            origin |= {name + suffix: (name, suffix) for suffix in parts}
         else:
             entries[name] = (stored_as(request.dtype), shape)
     # Widest values first, so that each lies aligned; a tensor's arrays come from one reading all the same.
     entries = dict(sorted(entries.items(), key=lambda entry: -SIZES[entry[1][0]].itemsize))
     with TensorWriter(path / "model.safetensors", entries, {"format": "pt"}) as writer:
         for entry in entries:
-            name, _, suffix = entry.partition(".weight_")
-            name = f"{name}.weight"
-            if name in chosen and suffix:
-                steps = read(packed, name, chosen[name].instead)
-                array = chosen[name].arrays(steps)[f"_{suffix}"]
+            if entry in origin:
+                name, suffix = origin[entry]
+                array = chosen[name].arrays(read(packed, name, chosen[name].instead))[suffix]
                 writer.write(entry, array.astype(SIZES[entries[entry][0]], copy=False))
             else:
                 for rows in pieces(packed, entry):
@@ -160,15 +177,18 @@ def _config(packed: Artifact, chosen: Mapping[str, Packing]) -> dict[str, object
         modules.setdefault(how, []).append(name.removesuffix(".weight"))
     linear = [name.removesuffix(".weight") for name in packed.plan.layers if not is_embedding(name)]
     every = len(modules) == 1 and len(chosen) == len(linear)
+    formats = sorted({how.format for how in modules})
     groups = {
         f"group_{i}": {
             "targets": ["Linear"] if every else names,
             "weights": how.arguments(),
-            "input_activations": None,
+            "input_activations": TOKENS if how.int8 else None,
             "output_activations": None,
+            "format": how.format,
         }
         for i, (how, names) in enumerate(modules.items())
     }
     ignored = ["lm_head", *(name for name in linear if f"{name}.weight" not in chosen)]
-    facts = {"quant_method": "compressed-tensors", "format": FORMAT, "quantization_status": "compressed"}
+    form = formats[0] if len(formats) == 1 else BOTH
+    facts = {"quant_method": "compressed-tensors", "format": form, "quantization_status": "compressed"}
     return {**facts, "config_groups": groups, "ignore": ignored, "kv_cache_scheme": None}

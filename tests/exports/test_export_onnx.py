@@ -29,8 +29,9 @@ def exported(packed: Artifact, path: Path, **options: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize(
+    ("family", "scheme"), [*(("llama", scheme) for scheme in SCHEMES), *(("gemma3", scheme) for scheme in SCHEMES[:4])]
+)
 def test_onnx_runtime_computes_the_same(shelf: Shelf, family: str, scheme: str, tmp_path: Path) -> None:
     packed = shelf(family, scheme)
     run = session(exported(packed, tmp_path / "onnx"), packed.arch)

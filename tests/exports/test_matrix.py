@@ -21,7 +21,7 @@ README = Path(__file__).parent.parent.parent / "README.md"
 BEGIN, END = "<!-- exports: begin -->\n", "<!-- exports: end -->"
 SCHEMES = (
     "w8g32", "w8", "w6g64", "w6", "w5", "w4g64", "w4g32s", "w4", "w3g64", "w3", "w2g64", "w2", "w1.58", "w1", "w4g16",
-    "w4t", "w3t", "w2t", "w1t", "bf16",
+    "w4t", "w3t", "w2t", "bf16",
 )  # fmt: skip
 FORMATS = ("hf", "gguf", "compressed-tensors", "onnx", "onnx --int8")
 WIDE = {"hidden_size": 64, "intermediate_size": 256}  # down_proj has rows for the types of 256 columns
@@ -74,7 +74,7 @@ def test_the_table_in_the_readme(shelf: Shelf, tmp_path: Path) -> None:
         lines.append(f"| {scheme} | " + " | ".join(cells) + " |")
     for why, where in reasons.items():
         forms, schemes = (", ".join(dict.fromkeys(part)) for part in zip(*where, strict=True))
-        lines += ["", f"{forms}; {schemes}: {why}."]
+        lines += ["", f"{schemes} in {forms}: {why}."]
     wanted = "\n".join(lines) + "\n"
     _, _, rest = README.read_text().partition(BEGIN)
     found, end, _ = rest.partition(END)
