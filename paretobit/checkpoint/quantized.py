@@ -152,7 +152,8 @@ def is_quantized(folder: Path) -> bool:
     """Whether a folder's config.json says that it is stored in one of LAYOUTS."""
     path = folder / CONFIG
     found = read_json(path).get(CONFIG_KEY) if path.is_file() else None
-    return isinstance(found, dict) and found.get("quant_method") in LAYOUTS
+    kind = found.get("quant_method") if isinstance(found, dict) else None
+    return isinstance(kind, str) and kind in LAYOUTS
 
 
 class QuantizedCheckpoint(HfCheckpoint):

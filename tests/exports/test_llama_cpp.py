@@ -96,4 +96,6 @@ def test_a_real_model(peer: Peer, name: str, tmp_path: Path) -> None:
     pb.export(str(packed.folder), to="hf", path=str(tmp_path / "plain"))
     pb.quantize(str(tmp_path / "plain"), to="fp32", out=str(tmp_path / "whole"))
     whole = theirs(peer, written(Artifact(tmp_path / "whole"), tmp_path / "whole.gguf"), prompts)
-    assert divergence(ours(packed, prompts), found) < 1.5 * divergence(whole, found)
+    cost, own = divergence(ours(packed, prompts), found), divergence(whole, found)
+    print(f"{name}: KL of llama.cpp's logits to ours {cost:.6f}, to its own from float32 {own:.6f}")
+    assert cost < 1.5 * own

@@ -229,6 +229,15 @@ def test_what_would_be_read_wrongly_is_refused(
     assert not (tmp_path / "packed").exists()
 
 
+@pytest.mark.parametrize("said", [None, [], "gptq", {"quant_method": ["gptq"]}, {"quant_method": "fp8"}, {}])
+def test_what_is_no_format_of_these_is_an_ordinary_folder(said: object, tmp_path: Path) -> None:
+    made = Made(tmp_path / "model", "gptq")
+    config = json.loads((made.path / "config.json").read_text())
+    (made.path / "config.json").write_text(json.dumps({**config, "quantization_config": said}))
+    with pytest.raises(ParetobitError, match="is not part of a llama.*not quantized already"):
+        pb.open_model(made.path)
+
+
 def test_options_that_would_do_nothing_are_refused(tmp_path: Path, command: Command) -> None:
     made = Made(tmp_path / "model", "awq")
     out = ("quantize", made.path, "-o", tmp_path / "packed")
