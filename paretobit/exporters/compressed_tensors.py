@@ -167,7 +167,8 @@ def write(packed: Artifact, path: Path, stored: Mapping[str, Stored], request: R
             else:
                 for rows in pieces(packed, entry):
                     writer.write(entry, words(packed.read(entry, rows), request.dtype))
-    write_documents(path, packed, plain_config(packed, request.dtype, quantization_config=_config(packed, chosen)))
+    more = {"quantization_config": _config(packed, chosen)} if chosen else {}
+    write_documents(path, packed, plain_config(packed, request.dtype, **more))
 
 
 def _config(packed: Artifact, chosen: Mapping[str, Packing]) -> dict[str, object]:
