@@ -16,6 +16,7 @@ _HOMES = {
     "quantize": "paretobit.verbs.quantize",
     "evaluate": "paretobit.verbs.evaluate",
     "plan": "paretobit.verbs.plan",
+    "train": "paretobit.verbs.train",
     "inspect_artifact": "paretobit.verbs.inspect",
     "merge": "paretobit.verbs.merge",
     "demo": "paretobit.verbs.demo",

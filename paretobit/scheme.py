@@ -135,4 +135,5 @@ def wider(scheme: Scheme) -> Scheme:
         return parse("w5" if grid.bits == 4 else "w4t")
     step = {1: 2, 1.58: 4, 2: 4, 3: 4, 4: 6, 5: 6, 6: 8, 8: 8}[grid.bits]
     group = "" if grid.group is None else f"g{grid.group}"
-    return parse(f"w{step}{group}")
+    symmetric = "s" if _stored_zero(grid.bits, grid.group, None) and grid.zero != "stored" else ""
+    return parse(f"w{step}{group}{symmetric}")

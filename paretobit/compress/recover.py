@@ -1,10 +1,9 @@
 """Recovery: after rounding, train what is continuous (a factor on every row's scales, and the norms) so that the packed
 model's predictions come closer to the original's, on text; codes stay as they are.
 
-Source: distillation (Hinton et al., arXiv 1503.02531) by the KL divergence to the original's whole prediction; training
-scales alone end to end is EfficientQAT's second phase (Chen et al., arXiv 2407.11062, section 3.3). A matrix with row
-factors m gives m ∘ (W x), so no gradient of a matrix is ever computed: a step costs forward, forward again and backward
-of the packed model, and forward of the original.
+Source: distillation (compress/distill.py); training scales alone end to end is EfficientQAT's second phase (Chen et
+al., arXiv 2407.11062, section 3.3). A matrix with row factors m gives m ∘ (W x), so no gradient of a matrix is ever
+computed: a step costs forward, forward again and backward of the packed model, and forward of the original.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from torch import Tensor
 from paretobit.arch.spec import EMBED, FINAL_NORM, HEAD
 from paretobit.artifact import float_arrays
 from paretobit.checkpoint.base import Checkpoint
-from paretobit.compress.backward import backward, forward, head_pieces
+from paretobit.compress.distill import as_original, one_step
 from paretobit.compress.model import Decoder
 from paretobit.compress.units import Units
 from paretobit.compress.world import World
@@ -99,6 +98,11 @@ class Student:
         factor = 1 + self.deltas[EMBED][ids] if EMBED in self.deltas else torch.ones(1, device=self.device)
         return F.embedding(ids, self.rounded(EMBED)) * (self.arch.embed_scale * factor[..., None])
 
+    def logits(self, x: Tensor) -> Tensor:  # (n, hidden) -> (n, vocab)
+        z = self.decoder.normed(x, self.norm(FINAL_NORM))
+        name = EMBED if self.arch.tied else HEAD
+        return self.watch(name, F.linear(z, self.rounded(name)))
+
     def arrays(self) -> dict[str, np.ndarray]:
         """What the trained factors change in the file: scales and norms."""
         found = {}
@@ -141,7 +145,8 @@ def run(source: Checkpoint, plan: Plan, windows: np.ndarray, units: list[Path], 
             for group in optimizer.param_groups:
                 group["lr"] = group["share"] * recipe.rate * (1 + math.cos(math.pi * step / len(steps))) / 2
             optimizer.zero_grad()
-            loss = one_step(student, teacher, torch.from_numpy(windows[steps[step]]).to(student.device))
+            ids = torch.from_numpy(windows[steps[step]]).to(student.device)
+            loss = one_step(student, as_original(teacher, ids), ids)
             for delta in student.deltas.values():
                 delta.grad = world.total(torch.zeros_like(delta) if delta.grad is None else delta.grad)
             if not math.isfinite(float(world.total(torch.tensor(loss, device=student.device)))):
@@ -161,46 +166,6 @@ def run(source: Checkpoint, plan: Plan, windows: np.ndarray, units: list[Path], 
 
 def diverged(step: int) -> ParetobitError:
     return ParetobitError(f"recovery diverged at step {step}", hint="leave it out with --no-recover")
-
-
-def one_step(student: Student, teacher: Decoder, ids: Tensor) -> float:
-    """Add the gradients of the mean KL divergence over the tokens ids (b, t); returns it, in nats."""
-    with torch.no_grad():
-        original = teacher.head_input(teacher.hidden(ids)).flatten(0, 1)
-    with student.decoder.watched(student.watch):
-        with torch.enable_grad():
-            x = student.embed(ids)
-        states = forward(student.decoder, student.weights, x.detach())
-        last = states.pop().requires_grad_()
-        with torch.enable_grad():
-            z = student.decoder.normed(last, student.norm(FINAL_NORM))
-        loss, gradient = _head(student, teacher, original, z.detach().flatten(0, 1))
-        z.backward(gradient.view_as(z))
-        assert last.grad is not None
-        gradient = backward(student.decoder, student.weights, states, last.grad)
-    if x.requires_grad:  # not where the embedding is stored in 16 bits
-        x.backward(gradient)
-    return loss
-
-
-def _head(student: Student, teacher: Decoder, original: Tensor, z: Tensor) -> tuple[float, Tensor]:
-    """(mean KL divergence, its gradient at z (n, hidden)); adds the gradient of the head's factors."""
-    name = EMBED if student.arch.tied else HEAD
-    theirs, ours = teacher.tensor(name), student.rounded(name)
-    delta = student.deltas.get(name)
-    factor = torch.ones(len(ours), device=z.device) if delta is None else (1 + delta).detach()
-    found, rows, loss = torch.empty_like(z), torch.zeros_like(factor), 0.0
-    for part in head_pieces(len(z), len(ours)):
-        p = F.log_softmax(F.linear(original[part], theirs), -1)
-        raw = F.linear(z[part], ours)
-        q = F.log_softmax(raw * factor, -1)
-        loss += float((p.exp() * (p - q)).sum())
-        g = (q.exp() - p.exp()) / len(z)
-        rows += (g * raw).sum(0)
-        found[part] = (g * factor) @ ours
-    if delta is not None:
-        delta.grad = rows if delta.grad is None else delta.grad + rows
-    return loss / len(z), found
 
 
 def _save(path: Path, student: Student, optimizer: torch.optim.Adam, step: int) -> None:

@@ -13,6 +13,7 @@ from paretobit.artifact import stored_rows
 from paretobit.checkpoint.base import Checkpoint
 from paretobit.compress.basis import basis_of, restored
 from paretobit.planfile import Plan, taps
+from paretobit.qtensor import QTensor
 from paretobit.scheme import FLOATS
 from paretobit.tensorfile import SafetensorsFile
 
@@ -36,6 +37,9 @@ class Units:
         """float32, `rows` of a matrix as rounded (out, in); a trellis's are whole rings of 64."""
         if not self.quantized(name):
             return torch.from_numpy(self.source.read(name, rows)).to(device)
-        shape, grid = self.source.shape(name), self.plan.layers[name].scheme.weight
-        q = stored_rows(lambda array: self._where[array].map(array), name, grid, (shape[0], shape[1]), rows)
-        return restored(q, basis_of(self.plan, self._tap_of[name]), device)
+        return restored(self.qtensor(name, rows), basis_of(self.plan, self._tap_of[name]), device)
+
+    def qtensor(self, name: str, rows: slice = slice(None)) -> QTensor:
+        """`rows` of a rounded matrix as stored, in its own basis."""
+        (out, width), grid = self.source.shape(name), self.plan.layers[name].scheme.weight
+        return stored_rows(lambda array: self._where[array].map(array), name, grid, (out, width), rows)

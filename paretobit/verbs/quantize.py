@@ -160,32 +160,41 @@ def decide(
 ) -> Plan:
     """The plan that the options ask for, checked against the model and the methods."""
     from paretobit.compress import methods
+
+    for name in options:
+        methods.make_params(name, options[name])
+    if plan is not None and (method or embed or options):
+        raise ParetobitError("--plan already decides method, embed and set", hint="drop them, or edit the plan")
+    decided = asked(source, to, method, embed, plan, options)
+    check_feasible(decided, options, source.arch.tied)
+    return decided
+
+
+def asked(
+    source: Checkpoint, to: str | None, method: str | None, embed: str | None, plan: str | None, options: dict
+) -> Plan:
+    """The plan that the options ask for, as far as it covers the model; nothing is known of its methods yet."""
+    from paretobit.compress import methods
     from paretobit.planfile import check_covers, read_plan, uniform
     from paretobit.scheme import parse, wider
 
     if (to is None) == (plan is None):
         raise ParetobitError("say one of --to, --fit, --keep and --plan", hint="for example --to w3t, or --fit 60MB")
-    for name in options:
-        methods.make_params(name, options[name])
     if to is None:
         assert plan is not None
-        if method or embed or options:
-            raise ParetobitError("--plan already decides method, embed and set", hint="drop them, or edit the plan")
         decided = read_plan(Path(plan).read_text(errors="replace"), plan) if Path(plan).is_file() else _no_file(plan)
         if decided.model != source.hash:
             raise ParetobitError(
                 f"{plan} was made for another model than {source.name}", hint="make a plan for this one"
             )
         check_covers(decided, source.arch, plan)
-    else:
-        scheme = parse(to)
-        ends = parse(embed) if embed else wider(scheme)
-        block = method or methods.default(scheme.weight)
-        head = (embed and method) or _suited(ends.weight, method)
-        lookup = methods.for_lookup(head, options.get(head, {}), source.arch.tied)
-        decided = uniform(source.arch, source.hash, to, embed, (block, lookup, head), options)
-    check_feasible(decided, options, source.arch.tied)
-    return decided
+        return decided
+    scheme = parse(to)
+    ends = parse(embed) if embed else wider(scheme)
+    block = method or methods.default(scheme.weight)
+    head = (embed and method) or _suited(ends.weight, method)
+    lookup = methods.for_lookup(head, options.get(head, {}), source.arch.tied)
+    return uniform(source.arch, source.hash, to, embed, (block, lookup, head), options)
 
 
 def _suited(grid: Grid, method: str | None) -> str:
@@ -215,6 +224,8 @@ def check_feasible(plan: Plan, options: Mapping[str, object], tied: bool) -> Non
     if plan.kv:
         raise ParetobitError("the plan has kv, which cannot be applied yet", hint="take it out of the plan")
     for name, layer in plan.layers.items():
+        if layer.method in methods.names("train"):
+            raise ParetobitError(f"{name} is trained by {layer.method}", hint="replay it with paretobit train --plan")
         methods.make_params(layer.method, layer.params)
         if layer.scheme.activation:
             raise ParetobitError(f"{layer.scheme} cannot be made yet", hint="leave the a8 out")

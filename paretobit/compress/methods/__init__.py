@@ -54,9 +54,9 @@ def for_lookup(name: str, params: Mapping[str, object], tied: bool) -> str:
     return BLIND if not tied and needs(name, params) else name
 
 
-def make_params(name: str, given: Mapping[str, object]) -> Any:
+def make_params(name: str, given: Mapping[str, object], kind: str = "round") -> Any:
     """The method's Params from `given` values (text from the command line, or JSON). Raises on unknown or bad ones."""
-    fields = {f.name: f for f in dataclasses.fields(load(name).Params)}
+    fields = {f.name: f for f in dataclasses.fields(load(name, kind).Params)}
     values = {}
     for key, value in given.items():
         if key not in fields:
@@ -64,7 +64,7 @@ def make_params(name: str, given: Mapping[str, object]) -> Any:
                 f"{name} has no parameter '{key}'", hint=f"it has {', '.join(sorted(fields)) or 'none'}"
             )
         values[key] = _convert(f"{name}.{key}", value, fields[key].default)
-    return load(name).Params(**values)
+    return load(name, kind).Params(**values)
 
 
 def _convert(what: str, value: object, default: object) -> object:

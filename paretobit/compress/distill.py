@@ -1,0 +1,97 @@
+"""One step of training a packed model to predict as the original does, or as a text goes on: forward, forward again
+block by block, and backward, so that what is alive is one block's graph, and logits a piece at a time.
+
+Source: distillation (Hinton et al., arXiv 1503.02531) by the KL divergence to the original's whole prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from paretobit.compress.backward import backward, forward, head_pieces
+from paretobit.compress.model import Decoder
+
+Target = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
+"""Of some of a batch's tokens, flat, and their log probabilities (n, vocab): the losses' sum, and its gradient at the
+logits (n, vocab)."""
+
+
+class Student(Protocol):
+    """A model that is trained. Whatever of it has a gradient to get is in the graphs of what these give."""
+
+    decoder: Decoder
+
+    def weights(self, layer: int) -> dict[str, Tensor]:
+        """Of a block, by name."""
+        ...
+
+    def watch(self, name: str, y: Tensor) -> Tensor:
+        """What goes on where a block's matrix gives y."""
+        ...
+
+    def embed(self, ids: Tensor) -> Tensor:  # (b, t) -> (b, t, hidden)
+        ...
+
+    def logits(self, x: Tensor) -> Tensor:  # (n, hidden), the last block's outputs -> (n, vocab)
+        ...
+
+
+def one_step(student: Student, target: Target, ids: Tensor, share: float = 1.0) -> float:
+    """Add `share` of the gradients of the mean loss over the tokens ids (b, t); returns that loss, in nats."""
+    with student.decoder.watched(student.watch):
+        with torch.enable_grad():
+            x = student.embed(ids)
+        states = forward(student.decoder, student.weights, x.detach())
+        last = states.pop()
+        loss, gradient = _head(student, target, last.flatten(0, 1), share)
+        gradient = backward(student.decoder, student.weights, states, gradient.view_as(last))
+    if x.requires_grad:  # not where the embedding stays as it is
+        x.backward(gradient)
+    return loss
+
+
+def _head(student: Student, target: Target, x: Tensor, share: float) -> tuple[float, Tensor]:
+    """(mean loss, `share` of its gradient at x (n, hidden))."""
+    x, loss = x.detach().requires_grad_(), 0.0
+    for part in head_pieces(len(x), student.decoder.arch.vocab):
+        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):  # logits are worth all their digits
+            logits = student.logits(x[part].float())
+        with torch.no_grad():
+            found, gradient = target(part, F.log_softmax(logits, -1))
+            loss += float(found)
+        logits.backward(gradient * (share / len(x)))
+    assert x.grad is not None
+    return loss / len(x), x.grad
+
+
+def as_original(teacher: Decoder, ids: Tensor) -> Target:
+    """The KL divergence from what `teacher` predicts on ids (b, t)."""
+    with torch.no_grad():
+        states = teacher.head_input(teacher.hidden(ids)).flatten(0, 1)
+
+    def target(part: slice, q: Tensor) -> tuple[Tensor, Tensor]:
+        p = F.log_softmax(teacher.multiplied_by_head(states[part]), -1)
+        likely = p.exp()
+        return (likely * (p - q)).sum(), q.exp() - likely
+
+    return target
+
+
+def as_text(ids: Tensor) -> Target:
+    """The cross entropy of each next token of ids (b, t); a window's last token predicts nothing."""
+    following = torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], -1)], 1).flatten()
+    scale = ids.shape[1] / (ids.shape[1] - 1)  # the mean is over all tokens, and some have no loss
+
+    def target(part: slice, q: Tensor) -> tuple[Tensor, Tensor]:
+        labels = following[part]
+        known = labels >= 0
+        at = labels.clamp_min(0)[:, None]
+        gradient = q.exp().scatter_add(1, at, torch.full_like(at, -1, dtype=q.dtype)) * (known[:, None] * scale)
+        return -(q.gather(1, at)[:, 0] * known).sum() * scale, gradient
+
+    return target

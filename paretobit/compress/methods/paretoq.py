@@ -1,0 +1,159 @@
+"""Training with the quantizer in the loop: elastic binarization at 1 bit, SEQ at 1.58 and 2, LSQ at 3, 4 and more.
+
+Source: ParetoQ (Liu et al., arXiv 2502.02631, equations 4 to 7) and its code, which differ where noted; LSQ (Esser et
+al., arXiv 1902.08153). A range α is learned for every row, or group of columns: at up to 2 bits it is where the grid
+ends, above it is one step. The grid is the one that the packed model is stored on, scale · (code - offset) with
+scale = α · step, rounded to half precision before codes are chosen: what training sees is what is packed, to the bit.
+
+The gradient of a rounded weight is the latent one's, but where x = w / α is clipped, which gets none.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paretobit.qtensor import QTensor
+from paretobit.scheme import Grid
+
+KIND = "train"
+LEAST = 1e-5  # of a range, as in ParetoQ's code: keeps rows of zeros finite
+LARGEST = 60000.0  # of a scale: half precision ends at 65504
+SOFT_CLIP = 0.99  # ParetoQ's code at 1.58 and 2 bits; the paper's 1 gives an extra level there
+
+
+@dataclass(frozen=True)
+class Params:
+    """start: ranges from "max", as published, or "mean", min(bits · mean|w|, max|w|), which short runs prefer (found by
+    torchao), where rounding has not chosen scales already."""
+
+    start: str = "mean"
+
+
+def trains(grid: Grid) -> bool:
+    """Whether there is a quantizer for the grid: affine ones without stored zero points."""
+    return grid.kind == "affine" and grid.zero != "stored"
+
+
+def step(grid: Grid) -> float:
+    """scale ÷ α: what a range holds of the grid's steps."""
+    return {1: 2.0, 1.58: 2 / 3, 2: 0.5}.get(grid.bits, 1.0)
+
+
+def clip(grid: Grid) -> tuple[float, float]:
+    """Between which x = w / α the gradient passes."""
+    if grid.bits <= 2:
+        most = 1.0 if grid.bits == 1 else SOFT_CLIP
+        return -most, most
+    return -grid.offset, grid.levels - 1 - grid.offset
+
+
+def initial(w: Tensor, grid: Grid, start: str = "mean") -> Tensor:  # (out, in) -> (out, groups)
+    """The ranges that training starts with where only the weights are known."""
+    groups = grid.groups(w.shape[1])
+    size = grid.group or w.shape[1]
+    padded = torch.nn.functional.pad(w.abs(), (0, groups * size - w.shape[1])).view(len(w), groups, size)
+    counts = torch.full((groups,), size, device=w.device)
+    counts[-1] = w.shape[1] - (groups - 1) * size
+    mean, most = padded.sum(-1) / counts, padded.amax(-1)
+    if grid.bits == 1:
+        return mean
+    if start == "mean":
+        most = torch.minimum(grid.bits * mean, most)
+    return most / clip(grid)[1] if grid.bits > 2 else most
+
+
+def of_scale(scale: np.ndarray | Tensor, grid: Grid) -> Tensor:
+    """Ranges whose stored scales are these, (out, groups)."""
+    return torch.as_tensor(scale).float() / step(grid)
+
+
+def stored_scale(alpha: Tensor, grid: Grid) -> Tensor:
+    """The half-precision scales of these ranges, as float32. A scale may be negative, which turns a lopsided grid."""
+    size = (alpha.abs().clamp_min(LEAST) * step(grid)).clamp_max(LARGEST)
+    return torch.where(alpha < 0, -size, size).half().float()
+
+
+def codes(w: Tensor, alpha: Tensor, grid: Grid) -> Tensor:  # (out, in), (out, groups) -> (out, in)
+    """The codes, float32, that the latent weights w have."""
+    return _code(w / spread(stored_scale(alpha, grid), grid, w.shape[1]), grid)
+
+
+def pack(w: Tensor, alpha: Tensor, grid: Grid) -> QTensor:
+    """The rounded weights as they are stored."""
+    scale = stored_scale(alpha, grid).cpu().numpy().astype(np.float16)
+    return QTensor(codes(w, alpha, grid).to(torch.uint8).cpu().numpy(), scale, None, grid)
+
+
+def fake(w: Tensor, alpha: Tensor, grid: Grid) -> Tensor:
+    """What the packed weights are, float32 (out, in), with gradients to w (out, in) and alpha (out, groups)."""
+    rounded: Tensor = _Fake.apply(w, alpha, grid)
+    return rounded
+
+
+def _code(u: Tensor, grid: Grid) -> Tensor:
+    half = grid.offset % 1  # ties as in ParetoQ's code: of the level, not of the code, to even
+    return ((u - half).round_() + (half + grid.offset)).clamp_(0, grid.levels - 1)
+
+
+class _Fake(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, alpha: Tensor, grid: Grid) -> Tensor:
+        ctx.save_for_backward(w, alpha)
+        ctx.grid = grid
+        scale = spread(stored_scale(alpha, grid), grid, w.shape[1])
+        return (_code(w / scale, grid) - grid.offset) * scale
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        w, alpha = ctx.saved_tensors
+        grid: Grid = ctx.grid
+        scale = stored_scale(alpha, grid)
+        u = w / spread(scale, grid, w.shape[1])  # in steps; x = u · step
+        low, high = (edge / step(grid) for edge in clip(grid))
+        inside = (u >= low) & (u <= high)
+        to_alpha = None
+        if ctx.needs_input_grad[1]:
+            by_scale = _slope(u, inside, grid) * gradient
+            share = 1 / math.sqrt(w.numel() * _largest(grid))
+            to_alpha = total(by_scale, grid) * share
+        return (gradient * inside if ctx.needs_input_grad[0] else None), to_alpha, None
+
+
+def _slope(u: Tensor, inside: Tensor, grid: Grid) -> Tensor:
+    """d rounded / d α of every weight, before the gradient's share."""
+    if grid.bits == 1:
+        return torch.where(u >= 0, 1.0, -1.0)
+    x = u * step(grid)
+    low, high = clip(grid)
+    if grid.bits <= 2:  # where clipped, ParetoQ's code takes ±1 at 1.58 bits, though the outermost level is 2/3
+        edge = 1.0 if grid.levels % 2 else 1 - step(grid) / 2
+        low, high = -edge, edge
+    level = (_code(u, grid) - grid.offset) * step(grid)
+    return torch.where(inside, level - x, torch.where(u < 0, low, high))
+
+
+def _largest(grid: Grid) -> float:
+    """Qp, what a gradient's share is divided by."""
+    return 1.0 if grid.bits <= 2 else grid.levels - 1 - grid.offset
+
+
+def spread(per_group: Tensor, grid: Grid, columns: int) -> Tensor:  # (out, groups) -> (out, columns) or (out, 1)
+    """Each group's value at its columns."""
+    if grid.group is None:
+        return per_group
+    return per_group.repeat_interleave(grid.group, 1)[:, :columns]
+
+
+def total(values: Tensor, grid: Grid) -> Tensor:  # (out, in) -> (out, groups)
+    """Sums over the columns of each group."""
+    if grid.group is None:
+        return values.sum(1, keepdim=True)
+    groups = grid.groups(values.shape[1])
+    padded = torch.nn.functional.pad(values, (0, groups * grid.group - values.shape[1]))
+    return padded.view(len(values), groups, grid.group).sum(-1)

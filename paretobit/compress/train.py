@@ -1,0 +1,275 @@
+"""Training a model on the grids that it will be packed on, from a checkpoint or from nothing.
+
+Source: ParetoQ (arXiv 2502.02631): AdamW without decay, one cosine to 0, every weight and range learned; the loss is
+the KL divergence to the original (compress/distill.py) or the text itself. Ends with what `artifact.assemble` takes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paretobit.checkpoint.base import Checkpoint
+from paretobit.compress.distill import Target, as_original, as_text, one_step
+from paretobit.compress.learner import RANGE, Learner
+from paretobit.compress.model import Decoder
+from paretobit.compress.units import Units
+from paretobit.compress.world import World
+from paretobit.errors import ParetobitError
+from paretobit.planfile import Plan
+from paretobit.progress import progress
+from paretobit.tensorfile import SafetensorsFile, write_arrays
+from paretobit.work import Work, remember, remembered
+
+STATE, LOG = "training.safetensors", "training.jsonl"
+ORIGINAL, TEXT = LOSSES = ("original", "text")
+WATCH = 25  # steps between two looks at the codes
+MOST_LEVELS = 16  # whose shares anybody reads
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides a training but model, plan and data.
+
+    steps, seconds: how long, one of the two; batch: windows a step, `at_once` of them in memory together; rate: of
+    AdamW, on weights, ranges and norms, along one cosine to 0 after `warmup` of the way; loss: one of LOSSES;
+    half: blocks multiply in bf16; start: see paretoq.Params; seed: of the data's order.
+    """
+
+    steps: int | None
+    seconds: float | None
+    batch: int = 2
+    at_once: int = 2
+    rate: float = 2e-5
+    warmup: float = 0.0
+    largest_norm: float = 1.0
+    loss: str = ORIGINAL
+    half: bool = False
+    start: str = "mean"
+    seed: int = 0
+    save_seconds: float = 300.0
+
+
+@dataclass
+class Training:
+    """One run, step by step. windows: int64 (n, tokens), the same in every process."""
+
+    source: Checkpoint
+    plan: Plan
+    windows: np.ndarray
+    rounded: Units | None
+    work: Work
+    recipe: Recipe
+    device: str
+    world: World
+
+    def __post_init__(self) -> None:
+        if self.recipe.batch % self.world.size:
+            raise ParetobitError(
+                f"{self.recipe.batch} windows a step do not divide among {self.world.size} processes",
+                hint="choose another --batch",
+            )
+        if len(self.windows) < self.recipe.batch:
+            raise ParetobitError(
+                f"the data has {len(self.windows)} windows of {self.windows.shape[1]} tokens, a step takes "
+                f"{self.recipe.batch}",
+                hint="give more text, or a smaller --batch",
+            )
+        self.learner = Learner(self.source, self.plan, self.rounded, self.recipe.start, self.device)
+        self.teacher = Decoder(self.source, device=self.device) if self.recipe.loss == ORIGINAL else None
+        named = self.learner.parameters
+        groups = [{"params": [value], "share": self._share(name)} for name, value in named.items()]
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
+        self.step, self.tokens, self.elapsed = 0, 0, 0.0
+        self._first = {name: value.detach().clone() for name, value in named.items() if name.endswith(RANGE)}
+        self._codes = {name: self.learner.codes(name) for name in self.learner.grids}
+        self._looked = 0
+
+    # ---- the way
+
+    def way(self) -> float:
+        """How much of the training is done, 0 to 1."""
+        if self.recipe.steps is not None:
+            return self.step / self.recipe.steps
+        assert self.recipe.seconds is not None
+        return min(1.0, self.elapsed / self.recipe.seconds)
+
+    def rate(self) -> float:
+        way, warmup = self.way(), self.recipe.warmup
+        if self.recipe.steps is not None:
+            way = (self.step + 0.5) / self.recipe.steps  # so that neither the first step nor the last is lost
+        rising = min(1.0, way / warmup) if warmup else 1.0
+        return self.recipe.rate * rising * (1 + math.cos(math.pi * way)) / 2
+
+    @torch.no_grad()
+    def _share(self, name: str) -> float:
+        """Of the rate: a step of a grid of many levels is much smaller than its weights, and moves as much slower."""
+        if not name.endswith(RANGE):
+            return 1.0
+        ranges, weights = (self.learner.parameters[n].abs().mean() for n in (name, name.removesuffix(RANGE)))
+        return min(1.0, float(ranges / weights.clamp_min(1e-12)))
+
+    def batch(self) -> Tensor:
+        """int64 (windows, tokens): this process's part of a step's windows, in an order that only the seed decides."""
+        count, size = len(self.windows), self.recipe.batch
+        places = range(self.step * size, (self.step + 1) * size)
+        orders = {i // count: self._order(i // count) for i in places}
+        chosen = [orders[i // count][i % count] for i in places]
+        return torch.from_numpy(self.windows[chosen[self.world.rank :: self.world.size]]).to(self.device)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.recipe.seed, epoch]).permutation(len(self.windows))
+
+    # ---- one step
+
+    def advance(self) -> float:
+        """One step of the optimizer; returns the loss before it, in nats a token.
+
+        Raises ParetobitError, naming step and tensor, where a number is not finite; nothing is changed then.
+        """
+        ids, world, named = self.batch(), self.world, self.learner.parameters
+        self.optimizer.zero_grad()
+        loss = 0.0
+        with self._halved(), self.learner.ends():
+            for part in ids.split(self.recipe.at_once):
+                share = len(part) / self.recipe.batch
+                loss += share * one_step(self.learner, self._target(part), part, share)
+        loss = float(world.total(torch.tensor(loss, dtype=torch.float64)))
+        for value in named.values():
+            value.grad = world.total(torch.zeros_like(value) if value.grad is None else value.grad)
+        norms = {name: float(torch.linalg.vector_norm(value.grad)) for name, value in named.items()}  # type: ignore[arg-type]
+        wrong = next((name for name, norm in norms.items() if not math.isfinite(norm)), None)
+        if wrong or not math.isfinite(loss):
+            raise self._diverged(wrong or "the loss", loss)
+        norm = math.sqrt(sum(norm**2 for norm in norms.values()))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate() * group["share"]
+        for value in named.values() if norm > self.recipe.largest_norm else ():
+            assert value.grad is not None
+            value.grad *= self.recipe.largest_norm / norm
+        self.optimizer.step()
+        self.step, self.tokens = self.step + 1, self.tokens + self.recipe.batch * self.windows.shape[1]
+        return loss
+
+    def _target(self, ids: Tensor) -> Target:
+        return as_text(ids) if self.teacher is None else as_original(self.teacher, ids)
+
+    def _halved(self) -> Any:
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, torch.bfloat16) if self.recipe.half else nullcontext()
+
+    def _diverged(self, what: str, loss: float) -> ParetobitError:
+        what = what.replace(RANGE, "'s range")
+        return ParetobitError(
+            f"training failed at step {self.step + 1}: {what} is not finite (loss {loss:g})",
+            hint="repeat with a smaller --rate; the state before it is kept",
+        )
+
+    # ---- all steps
+
+    def run(self) -> Path:
+        """Train to the end, resuming what a killed run has saved; returns the file of the packed arrays."""
+        out = self.work.path("trained.safetensors")
+        if self.world.least(int(out.exists())):
+            return out
+        self._resume()
+        self.world.wait()
+        self._look(changed=False)
+        start, saved_at = time.monotonic() - self.elapsed, time.monotonic()
+        with progress(f"training {self.source.name}", 1.0) as show:
+            shown = 0.0
+            while self.world.least(int(self.way() < 1)):
+                loss = self.advance()
+                self.elapsed = time.monotonic() - start
+                self._log({"step": self.step, "tokens": self.tokens, "seconds": round(self.elapsed, 1), "loss": loss})
+                if self.step - self._looked >= WATCH:
+                    self._look()
+                if time.monotonic() - saved_at > self.recipe.save_seconds:
+                    self._save()
+                    saved_at = time.monotonic()
+                show(self.way() - shown)
+                shown = self.way()
+        if self.step > self._looked:
+            self._look()
+        if self.world.leads:
+            write_arrays(out, self.learner.arrays())
+        self.world.wait()
+        return out
+
+    # ---- what is watched
+
+    def _log(self, row: dict[str, object]) -> None:
+        if self.world.leads:
+            remember(self.work.path(LOG), row)
+
+    @torch.no_grad()
+    def _look(self, changed: bool = True) -> None:
+        """Log what share of the codes changed since the last look, each level's share and how far ranges have moved."""
+        over, names = self.step - self._looked, list(self.learner.grids)
+        rows: dict[str, list[str]] = {}
+        for name in names:
+            rows.setdefault(str(self.plan.layers[name].scheme), []).append(name)
+        for scheme, members in rows.items():
+            levels = torch.zeros(self.learner.grids[members[0]].levels, dtype=torch.int64)
+            moved, drift = 0, []
+            for name in members:
+                codes = self.learner.codes(name)
+                moved += int((codes != self._codes[name]).sum())
+                levels += torch.bincount(codes.flatten().cpu(), minlength=len(levels))
+                self._codes[name] = codes
+                first = self._first[name + RANGE]
+                drift.append((self.learner.parameters[name + RANGE] / first - 1).abs().flatten())
+            count = int(levels.sum())
+            self._log({
+                "step": self.step, "scheme": scheme, "over_steps": over, "changed": moved / count if changed else None,
+                "levels": [n / count for n in levels.tolist()] if len(levels) <= MOST_LEVELS else None, "range_drift": float(torch.cat(drift).mean()),
+            })  # fmt: skip
+        self._looked = self.step
+
+    # ---- what is kept
+
+    def _save(self) -> None:
+        """All that the rest of the run depends on, in one file, in one rename."""
+        if not self.world.leads:
+            return
+        counts = np.array([self.step, self.tokens, self._looked], np.int64)
+        arrays = {"counts": counts, "elapsed": np.array([self.elapsed])}
+        for name, value in self.learner.parameters.items():
+            state = self.optimizer.state[value]
+            parts = {"value": value.detach(), "first": state["exp_avg"], "second": state["exp_avg_sq"]}
+            arrays |= {f"{kind} {name}": part.cpu().numpy() for kind, part in parts.items()}
+        arrays |= {f"codes {name}": codes.cpu().numpy() for name, codes in self._codes.items()}
+        write_arrays(self.work.path(STATE), arrays)
+
+    def _resume(self) -> None:
+        path = self.work.path(STATE)
+        if not path.exists():
+            if self.world.leads:
+                self.work.path(LOG).unlink(missing_ok=True)
+            return
+        file = SafetensorsFile(path)
+        self.step, self.tokens, self._looked = (int(n) for n in file.read_raw("counts"))
+        self.elapsed = float(file.read_raw("elapsed")[0])
+        for name, value in self.learner.parameters.items():
+            read = {k: torch.from_numpy(file.read_float32(f"{k} {name}")) for k in ("value", "first", "second")}
+            with torch.no_grad():
+                value.copy_(read["value"])
+            moments = {"exp_avg": read["first"].to(value.device), "exp_avg_sq": read["second"].to(value.device)}
+            self.optimizer.state[value] = {"step": torch.tensor(float(self.step)), **moments}
+        self._codes = {n: torch.from_numpy(file.read_raw(f"codes {n}")).to(self.device) for n in self._codes}
+        if self.world.leads:
+            self._forget_rows_after_save()
+
+    def _forget_rows_after_save(self) -> None:
+        kept = [row for row in remembered(self.work.path(LOG)) if row["step"] <= self.step]
+        lines = "".join(json.dumps(row) + "\n" for row in kept)
+        self.work.path(LOG).write_text(lines)

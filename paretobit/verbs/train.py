@@ -1,0 +1,231 @@
+"""train: a model and a scheme in, a packed model out that was trained with the quantizer in the loop."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from paretobit.errors import ParetobitError
+from paretobit.planfile import SELF, Plan, Settings
+from paretobit.progress import say
+from paretobit.scheme import FLOATS
+from paretobit.verbs.quantize import Fit, asked, parse_set, show
+from paretobit.verbs.verb import Option, Verb
+
+if TYPE_CHECKING:
+    from paretobit.checkpoint.base import Checkpoint
+    from paretobit.compress.apply import Job
+    from paretobit.compress.train import Recipe
+
+METHOD = "paretoq"
+WEIGHTS = "weights"
+SPAN = re.compile(r"(?P<count>[0-9]+(?:\.[0-9]+)?)(?P<unit>s|m|h)")
+SECONDS = {"s": 1, "m": 60, "h": 3600}
+CALIBRATION_WINDOWS = 64  # of the data, for the rounding that training starts from
+OWN_TOKENS, MOST_TOKENS = 1 << 17, 1 << 22
+
+
+def train(
+    model: str | None = None,
+    *,
+    out: Annotated[str, Option("Folder to write.", "-o")],
+    to: Annotated[str | None, Option("Scheme of the blocks' matrices: w1, w1.58, w2, w3, w4, w2g64s …")] = None,
+    plan: Annotated[str | None, Option("Or a plan (JSON): any mixture of such schemes.")] = None,
+    embed: Annotated[str | None, Option("Scheme of embedding and head (default: one step wider).")] = None,
+    data: Annotated[str, Option("Text to train on: FILE.txt, FILE.jsonl, or self: the model's own.")] = SELF,
+    tokens: Annotated[int | None, Option("Tokens of it, seen again and again (default: all, of self 131072).")] = None,
+    steps: Annotated[int | None, Option("How long: steps, each of --batch windows of 512 tokens.")] = None,
+    time: Annotated[str | None, Option("Or a span of time: 30m, 90s, 8h.")] = None,
+    batch: Annotated[int, Option("Windows a step.")] = 2,
+    rate: Annotated[float | None, Option("Learning rate at the start (default: by bits and length).")] = None,
+    start: Annotated[str | None, Option("What training starts from: gptq (default), rtn, or weights.")] = None,
+    distill: Annotated[bool | None, Option("Learn from the original's predictions, not from the text.")] = None,
+    from_scratch: Annotated[str | None, Option("config.json: train a new small model instead of MODEL.")] = None,
+    seed: Annotated[int, Option("Of the data's order, and of a new model's weights.")] = 0,
+    set: Annotated[tuple[str, ...], Option("A method's parameter: --set paretoq.start=max.")] = (),
+    half: Annotated[bool | None, Option("Multiply in bf16 (default: where the processor has it).")] = None,
+    device: Annotated[str | None, Option("cpu or cuda (default: cuda where there is one).")] = None,
+    overwrite: Annotated[bool, Option("Replace what an earlier command left at -o.")] = False,
+) -> Fit:
+    """Train MODEL on the grid it will be packed on, and pack it; --from-scratch trains a new one.
+
+    Interrupted, the same call goes on from the last saved step. Raises ParetobitError on bad input.
+    """
+    from paretobit.verbs.needs import torch_or_hint
+
+    torch_or_hint("train")
+    from paretobit.compress.apply import Job
+    from paretobit.compress.train import ORIGINAL, TEXT, Recipe
+    from paretobit.compress.world import join, pick_device
+
+    used, world = pick_device(device), join()
+    source = opened(model, from_scratch, data, seed)
+    options = parse_set(set)
+    params = methods_params(options)
+    learns = TEXT if from_scratch or distill is False else ORIGINAL
+    if from_scratch and distill:
+        raise ParetobitError("a new model has no original to learn from", hint="leave --distill out")
+    first = started(start, from_scratch)
+    decided = trained_plan(source, to, plan, embed, options)
+    if (steps is None) == (time is None) or (steps is not None and steps < 1):
+        raise ParetobitError("say how long to train", hint="for example --time 30m, or --steps 1000")
+    if batch < 1 or (rate is not None and not 0 < rate < 1):
+        raise ParetobitError("--batch or --rate is out of range", hint="1 or more windows, a rate between 0 and 1")
+    chosen = rate if rate is not None else default_rate(decided, learns == TEXT)
+    halved = half if half is not None else fast_half(used)
+    recipe = Recipe(steps, seconds(time), batch, rate=chosen, loss=learns, half=halved, start=params.start, seed=seed)
+    settings = Settings(Path(data).name if data != SELF else SELF, tokens or tokens_of(data), seed)
+    job = Job(source, replace(decided, settings=settings), None, True, None, False, device=used, world=world)
+    return run(job, recipe, first, data, Path(out), overwrite)
+
+
+def opened(model: str | None, config: str | None, data: str, seed: int) -> Checkpoint:
+    """What is trained: a model that there is, or a new one."""
+    from paretobit.checkpoint import open_model
+
+    if (model is None) == (config is None):
+        raise ParetobitError("say what to train", hint="name a MODEL, or give --from-scratch config.json")
+    if model is not None:
+        return open_model(model)
+    from paretobit.compress.scratch import create
+
+    assert config is not None
+    if data == SELF:
+        raise ParetobitError("a new model has nothing to say yet", hint="give --data FILE")
+    return open_model(create(Path(config), Path(data), seed))
+
+
+def methods_params(options: dict[str, dict[str, object]]) -> Any:
+    from paretobit.compress import methods
+
+    params = methods.make_params(METHOD, options.get(METHOD, {}), "train")
+    if params.start not in ("max", "mean"):
+        raise ParetobitError(f"paretoq.start = {params.start} is unknown", hint="choose from max, mean")
+    return params
+
+
+def started(start: str | None, from_scratch: str | None) -> str:
+    """The method whose rounding training starts from, or WEIGHTS."""
+    found = start or (WEIGHTS if from_scratch else "gptq")
+    if found not in (WEIGHTS, "gptq", "rtn"):
+        raise ParetobitError(f"--start {found} is unknown", hint="choose from gptq, rtn, weights")
+    return found
+
+
+def trained_plan(source: Checkpoint, to: str | None, plan: str | None, embed: str | None, options: dict) -> Plan:
+    """The plan of a trained model: every matrix by paretoq. Raises on a grid that cannot be trained, naming it."""
+    from paretobit.compress.methods import paretoq
+
+    mine = {key: value for key, value in options.items() if key != METHOD}
+    if mine:
+        raise ParetobitError(f"--set {next(iter(mine))}: training has no such method", hint="use paretoq.start")
+    if (to is None) == (plan is None):
+        raise ParetobitError("say one of --to and --plan", hint="for example --to w2")
+    if plan is not None and (embed or options):
+        raise ParetobitError("--plan already decides embed and set", hint="drop them, or edit the plan")
+    decided = asked(source, to, None, embed, plan, {})
+    if plan is not None and decided.transforms:
+        raise ParetobitError(f"{plan} rotates, and training works in the model's own basis", hint="take transforms out")
+    for name, layer in decided.layers.items():
+        grid = layer.scheme.weight
+        if grid.kind not in FLOATS and not paretoq.trains(grid):
+            fitting = f"w{grid.bits:g}" + (f"g{grid.group}s" if grid.group else "")
+            raise ParetobitError(f"{name} cannot be trained on {layer.scheme}", hint=f"train it on {fitting}")
+    params = options.get(METHOD, {})
+    layers = {name: replace(layer, method=METHOD, params=params) for name, layer in decided.layers.items()}
+    return replace(decided, layers=layers, transforms=())
+
+
+def seconds(span: str | None) -> float | None:
+    """ "30m" -> 1800.0"""
+    if span is None:
+        return None
+    match = SPAN.fullmatch(span)
+    if match is None or float(match["count"]) == 0:
+        raise ParetobitError(f"--time {span} is no span of time", hint="write 90s, 30m or 8h")
+    return float(match["count"]) * SECONDS[match["unit"]]
+
+
+def tokens_of(data: str) -> int:
+    return OWN_TOKENS if data == SELF else MOST_TOKENS
+
+
+def default_rate(plan: Plan, new: bool) -> float:
+    """Published for long runs: 2e-5 to 2 bits and 1e-5 above (arXiv 2502.02631). Short ones, which docs/qat.md is
+    about, want more; a new model has everything to learn."""
+    if new:
+        return 2e-3
+    bits = min((layer.scheme.weight.bits for layer in plan.layers.values()), default=16)
+    return 2e-4 if bits <= 2 else 1e-4
+
+
+def fast_half(device: str) -> bool:
+    """Whether bf16 products are faster than float32 ones: on GPUs, and on processors with instructions for them."""
+    import torch
+
+    if device != "cpu":
+        return torch.cuda.is_bf16_supported()
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def run(job: Job, recipe: Recipe, start: str, data: str, out: Path, overwrite: bool) -> Fit:
+    """From a plan and a recipe to the packed model at `out`."""
+    from paretobit.artifact import Artifact, assemble
+    from paretobit.compress import apply
+    from paretobit.compress.corpus import Corpus, gather
+    from paretobit.compress.train import LOG, Training
+    from paretobit.compress.units import Units
+    from paretobit.reports.card import write_card
+    from paretobit.verbs.quantize import describe_job, describe_model
+    from paretobit.work import Work
+
+    begun, world, source, settings = time.monotonic(), job.world, job.source, job.plan.settings
+    found = gather(source, data, settings.tokens, settings.seed, job.device) if world.leads else None
+    corpus = Corpus(world.share_ids(found.ids if found else None), found.source if found else "")
+    fingerprint = {**describe_job(job, corpus.record), "training": asdict(recipe), "start": start}
+    work = Work(out, "model", fingerprint)
+    if world.least(int(work.finished(overwrite)) if world.leads else 1):
+        say(f"{out} is already this result: nothing to do")
+    else:
+        with work.open(overwrite, world.leads):
+            world.wait()
+            rounded = None
+            if start != WEIGHTS:
+                plan = rounding_plan(job.plan, start, source.arch.tied)
+                windows = corpus.ids[: max(world.size, CALIBRATION_WINDOWS)]
+                before = replace(job, plan=plan, windows=windows[world.rank :: world.size])
+                rounded = Units(source, plan, apply.run(before, work))
+            trained = Training(source, job.plan, corpus.ids, rounded, work, recipe, job.device, world).run()
+            if world.leads:
+                manifest = describe_model(job, fingerprint, corpus.record, [])
+                with work.publish() as folder:
+                    assemble(folder, source, job.plan, manifest, [trained])
+                    work.take(work.path(LOG), folder)
+                    write_card(folder)
+            world.wait()
+    world.leave()
+    made = Artifact(out)
+    return Fit(str(out), made.size_bytes, source.bits16, made.bits_per_weight, time.monotonic() - begun)
+
+
+def rounding_plan(plan: Plan, method: str, tied: bool) -> Plan:
+    """The plan that makes what training starts from."""
+    from paretobit.arch.spec import EMBED
+    from paretobit.compress import methods
+
+    lookup = methods.for_lookup(method, {}, tied)
+    layers = {
+        name: replace(layer, method=lookup if name == EMBED else method, params={})
+        for name, layer in plan.layers.items()
+    }
+    return replace(plan, layers=layers)
+
+
+VERB = Verb("train", train, show)
