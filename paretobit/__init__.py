@@ -26,6 +26,8 @@ _HOMES = {
     "run": "paretobit.verbs.run",
     "chat": "paretobit.verbs.chat",
     "export": "paretobit.verbs.export",
+    "prepare": "paretobit.compress.trainable",
+    "save_quantized": "paretobit.compress.trainable",
     "load": "paretobit.runtime.generate",
     "Model": "paretobit.runtime.generate",
     "open_model": "paretobit.checkpoint",

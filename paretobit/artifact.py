@@ -286,6 +286,15 @@ def assemble(folder: Path, source: Checkpoint, plan: Plan, manifest: Mapping[str
         write_atomically(folder / name, content)
 
 
+def describe(
+    source: Checkpoint, fingerprint: Mapping[str, object], calibration: Mapping[str, object], fallbacks: list
+) -> dict[str, object]:
+    """The manifest, paretobit.json, of a model packed from `source`."""
+    about = {"name": source.name, "hash": source.hash, "bytes_16bit": source.bits16}
+    facts = {"kind": "model", "format": FORMAT, "fingerprint": dict(fingerprint), "model": about}
+    return {**facts, "calibration": dict(calibration), "fallbacks": fallbacks}
+
+
 def documents(source: Checkpoint, plan: Plan, manifest: Mapping[str, object]) -> dict[str, bytes]:
     """The artifact's files beside its tensors that count as its size."""
     config, facts = (json.dumps(x, indent=1, sort_keys=True) + "\n" for x in (source.config, manifest))

@@ -82,13 +82,22 @@ class Learner:
         return F.linear(z, self._ends[EMBED if self.arch.tied else HEAD])
 
     @contextmanager
+    def holding(self, ends: dict[str, Tensor]) -> Iterator[None]:
+        """Compute with these as embedding and head."""
+        self._ends = ends
+        try:
+            yield
+        finally:
+            self._ends = {}
+
+    @contextmanager
     def ends(self) -> Iterator[None]:
         """Hold embedding and head as stored for all that one step computes; then pass their gradients on."""
         with torch.enable_grad():
             made = {name: self.value(name) for name in ((EMBED,) if self.arch.tied else (EMBED, HEAD))}
-        self._ends = {name: value.detach().requires_grad_() for name, value in made.items()}
-        yield
-        held, self._ends = self._ends, {}
+        held = {name: value.detach().requires_grad_() for name, value in made.items()}
+        with self.holding(held):
+            yield
         for name, value in held.items():
             if value.grad is not None:
                 made[name].backward(value.grad)

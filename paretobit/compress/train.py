@@ -169,6 +169,8 @@ class Training:
 
     def _diverged(self, what: str, loss: float) -> ParetobitError:
         what = what.replace(RANGE, "'s range")
+        if self.step:
+            self._save()
         return ParetobitError(
             f"training failed at step {self.step + 1}: {what} is not finite (loss {loss:g})",
             hint="repeat with a smaller --rate; the state before it is kept",
@@ -183,14 +185,15 @@ class Training:
             return out
         self._resume()
         self.world.wait()
-        self._look(changed=False)
+        if not self.step:
+            self._look(changed=False)
         start, saved_at = time.monotonic() - self.elapsed, time.monotonic()
         with progress(f"training {self.source.name}", 1.0) as show:
             shown = 0.0
             while self.world.least(int(self.way() < 1)):
                 loss = self.advance()
                 self.elapsed = time.monotonic() - start
-                self._log({"step": self.step, "tokens": self.tokens, "seconds": round(self.elapsed, 1), "loss": loss})
+                self._log({"step": self.step, "tokens": self.tokens, "loss": loss})  # no times: reruns are equal
                 if self.step - self._looked >= WATCH:
                     self._look()
                 if time.monotonic() - saved_at > self.recipe.save_seconds:
@@ -229,10 +232,15 @@ class Training:
                 first = self._first[name + RANGE]
                 drift.append((self.learner.parameters[name + RANGE] / first - 1).abs().flatten())
             count = int(levels.sum())
-            self._log({
-                "step": self.step, "scheme": scheme, "over_steps": over, "changed": moved / count if changed else None,
-                "levels": [n / count for n in levels.tolist()] if len(levels) <= MOST_LEVELS else None, "range_drift": float(torch.cat(drift).mean()),
-            })  # fmt: skip
+            row = {
+                "step": self.step,
+                "scheme": scheme,
+                "over_steps": over,
+                "range_drift": float(torch.cat(drift).mean()),
+            }
+            row |= {"changed": moved / count} if changed else {}
+            row |= {"levels": [n / count for n in levels.tolist()]} if len(levels) <= MOST_LEVELS else {}
+            self._log(row)
         self._looked = self.step
 
     # ---- what is kept

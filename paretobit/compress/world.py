@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -106,6 +107,17 @@ def pick_device(device: str | None) -> str:
     if device and device.startswith("cuda") and int(device.partition(":")[2] or 0) >= count:
         raise ParetobitError(f"--device {device}: torch sees {count} CUDA devices", hint="leave --device out")
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def fast_in_half(device: str) -> bool:
+    """Whether bf16 products are faster than float32 ones: on GPUs, and on processors with instructions for them."""
+    if device != "cpu":
+        return torch.cuda.is_bf16_supported()
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def join() -> World:

@@ -248,8 +248,9 @@ def planner_for(
 ) -> tuple[Planner, Corpus]:  # fmt: skip
     """What chooses among `schemes`, and the text it measured them on. job_of: what will carry a plan out; text:
     --calib, --tokens and --seed; promised: see Planner; costs: a folder with the table, measured elsewhere."""
+    from paretobit.artifact import describe
     from paretobit.compress.corpus import gather
-    from paretobit.verbs.quantize import describe_job, describe_model
+    from paretobit.verbs.quantize import describe_job
 
     names, device = schemes_of(schemes), job_of(Plan(source.hash, {})).device
     corpus = gather(source, *text, device)
@@ -257,7 +258,7 @@ def planner_for(
     def completed(plan: Plan) -> tuple[Plan, Mapping[str, object]]:
         job = job_of(plan)
         job.windows = corpus.ids
-        return job.plan, describe_model(job, describe_job(job, corpus.record), corpus.record, [])
+        return job.plan, describe(job.source, describe_job(job, corpus.record), corpus.record, [])
 
     table = Table(source, corpus, names, device, Path(costs) if costs else None)
     return Planner(table, completed, free, promised), corpus

@@ -277,7 +277,7 @@ def warn_of_ruin(plan: Plan) -> None:
 
 def run(job: Job, out: Path, calibration: dict[str, object], fallbacks: list[dict[str, str]], overwrite: bool) -> Fit:
     """Carry the job's plan out: walk the blocks, pack, publish. Under torchrun the leader writes, all of them work."""
-    from paretobit.artifact import Artifact, assemble
+    from paretobit.artifact import Artifact, assemble, describe
     from paretobit.compress import apply
     from paretobit.reports.card import write_card
     from paretobit.work import Work
@@ -293,7 +293,7 @@ def run(job: Job, out: Path, calibration: dict[str, object], fallbacks: list[dic
             apply.announce(job)
             units = apply.run(job, work)
             if world.leads:
-                manifest = describe_model(job, fingerprint, calibration, fallbacks)
+                manifest = describe(job.source, fingerprint, calibration, fallbacks)
                 with work.publish() as folder:
                     assemble(folder, job.source, job.plan, manifest, units)
                     write_card(folder)
@@ -351,22 +351,6 @@ def describe_job(job: Job, calibration: Mapping[str, object]) -> dict[str, objec
         "device": job.device,
         "threads": job.world.threads,
         "processes": job.world.size,
-    }
-
-
-def describe_model(
-    job: Job, fingerprint: dict[str, object], calibration: dict[str, object], fallbacks: list[dict[str, str]]
-) -> dict[str, object]:
-    """The manifest, paretobit.json."""
-    from paretobit.artifact import FORMAT
-
-    return {
-        "kind": "model",
-        "format": FORMAT,
-        "fingerprint": fingerprint,
-        "model": {"name": job.source.name, "hash": job.source.hash, "bytes_16bit": job.source.bits16},
-        "calibration": calibration,
-        "fallbacks": fallbacks,
     }
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from paretobit.errors import ParetobitError
 from paretobit.planfile import SELF, Plan, Settings
 from paretobit.progress import say
-from paretobit.scheme import FLOATS
 from paretobit.verbs.quantize import Fit, asked, parse_set, show
 from paretobit.verbs.verb import Option, Verb
 
@@ -41,7 +40,7 @@ def train(
     time: Annotated[str | None, Option("Or a span of time: 30m, 90s, 8h.")] = None,
     batch: Annotated[int, Option("Windows a step.")] = 2,
     rate: Annotated[float | None, Option("Learning rate at the start (default: by bits and length).")] = None,
-    start: Annotated[str | None, Option("What training starts from: gptq (default), rtn, or weights.")] = None,
+    init: Annotated[str | None, Option("What training starts from: gptq (default), rtn, or weights.")] = None,
     distill: Annotated[bool | None, Option("Learn from the original's predictions, not from the text.")] = None,
     from_scratch: Annotated[str | None, Option("config.json: train a new small model instead of MODEL.")] = None,
     seed: Annotated[int, Option("Of the data's order, and of a new model's weights.")] = 0,
@@ -59,7 +58,7 @@ def train(
     torch_or_hint("train")
     from paretobit.compress.apply import Job
     from paretobit.compress.train import ORIGINAL, TEXT, Recipe
-    from paretobit.compress.world import join, pick_device
+    from paretobit.compress.world import fast_in_half, join, pick_device
 
     used, world = pick_device(device), join()
     source = opened(model, from_scratch, data, seed)
@@ -68,14 +67,14 @@ def train(
     learns = TEXT if from_scratch or distill is False else ORIGINAL
     if from_scratch and distill:
         raise ParetobitError("a new model has no original to learn from", hint="leave --distill out")
-    first = started(start, from_scratch)
+    first = started(init, from_scratch)
     decided = trained_plan(source, to, plan, embed, options)
     if (steps is None) == (time is None) or (steps is not None and steps < 1):
         raise ParetobitError("say how long to train", hint="for example --time 30m, or --steps 1000")
     if batch < 1 or (rate is not None and not 0 < rate < 1):
         raise ParetobitError("--batch or --rate is out of range", hint="1 or more windows, a rate between 0 and 1")
     chosen = rate if rate is not None else default_rate(decided, learns == TEXT)
-    halved = half if half is not None else fast_half(used)
+    halved = fast_in_half(used) if half is None else half
     recipe = Recipe(steps, seconds(time), batch, rate=chosen, loss=learns, half=halved, start=params.start, seed=seed)
     settings = Settings(Path(data).name if data != SELF else SELF, tokens or tokens_of(data), seed)
     job = Job(source, replace(decided, settings=settings), None, True, None, False, device=used, world=world)
@@ -107,17 +106,17 @@ def methods_params(options: dict[str, dict[str, object]]) -> Any:
     return params
 
 
-def started(start: str | None, from_scratch: str | None) -> str:
+def started(init: str | None, from_scratch: str | None) -> str:
     """The method whose rounding training starts from, or WEIGHTS."""
-    found = start or (WEIGHTS if from_scratch else "gptq")
+    found = init or (WEIGHTS if from_scratch else "gptq")
     if found not in (WEIGHTS, "gptq", "rtn"):
-        raise ParetobitError(f"--start {found} is unknown", hint="choose from gptq, rtn, weights")
+        raise ParetobitError(f"--init {found} is unknown", hint="choose from gptq, rtn, weights")
     return found
 
 
 def trained_plan(source: Checkpoint, to: str | None, plan: str | None, embed: str | None, options: dict) -> Plan:
     """The plan of a trained model: every matrix by paretoq. Raises on a grid that cannot be trained, naming it."""
-    from paretobit.compress.methods import paretoq
+    from paretobit.compress.trainable import check_trains
 
     mine = {key: value for key, value in options.items() if key != METHOD}
     if mine:
@@ -129,11 +128,7 @@ def trained_plan(source: Checkpoint, to: str | None, plan: str | None, embed: st
     decided = asked(source, to, None, embed, plan, {})
     if plan is not None and decided.transforms:
         raise ParetobitError(f"{plan} rotates, and training works in the model's own basis", hint="take transforms out")
-    for name, layer in decided.layers.items():
-        grid = layer.scheme.weight
-        if grid.kind not in FLOATS and not paretoq.trains(grid):
-            fitting = f"w{grid.bits:g}" + (f"g{grid.group}s" if grid.group else "")
-            raise ParetobitError(f"{name} cannot be trained on {layer.scheme}", hint=f"train it on {fitting}")
+    check_trains(decided)
     params = options.get(METHOD, {})
     layers = {name: replace(layer, method=METHOD, params=params) for name, layer in decided.layers.items()}
     return replace(decided, layers=layers, transforms=())
@@ -162,34 +157,21 @@ def default_rate(plan: Plan, new: bool) -> float:
     return 2e-4 if bits <= 2 else 1e-4
 
 
-def fast_half(device: str) -> bool:
-    """Whether bf16 products are faster than float32 ones: on GPUs, and on processors with instructions for them."""
-    import torch
-
-    if device != "cpu":
-        return torch.cuda.is_bf16_supported()
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
 def run(job: Job, recipe: Recipe, start: str, data: str, out: Path, overwrite: bool) -> Fit:
     """From a plan and a recipe to the packed model at `out`."""
-    from paretobit.artifact import Artifact, assemble
+    from paretobit.artifact import Artifact, assemble, describe
     from paretobit.compress import apply
     from paretobit.compress.corpus import Corpus, gather
     from paretobit.compress.train import LOG, Training
     from paretobit.compress.units import Units
     from paretobit.reports.card import write_card
-    from paretobit.verbs.quantize import describe_job, describe_model
+    from paretobit.verbs.quantize import describe_job
     from paretobit.work import Work
 
     begun, world, source, settings = time.monotonic(), job.world, job.source, job.plan.settings
     found = gather(source, data, settings.tokens, settings.seed, job.device) if world.leads else None
     corpus = Corpus(world.share_ids(found.ids if found else None), found.source if found else "")
-    fingerprint = {**describe_job(job, corpus.record), "training": asdict(recipe), "start": start}
+    fingerprint = {**describe_job(job, corpus.record), "training": asdict(recipe), "init": start}
     work = Work(out, "model", fingerprint)
     if world.least(int(work.finished(overwrite)) if world.leads else 1):
         say(f"{out} is already this result: nothing to do")
@@ -204,7 +186,7 @@ def run(job: Job, recipe: Recipe, start: str, data: str, out: Path, overwrite: b
                 rounded = Units(source, plan, apply.run(before, work))
             trained = Training(source, job.plan, corpus.ids, rounded, work, recipe, job.device, world).run()
             if world.leads:
-                manifest = describe_model(job, fingerprint, corpus.record, [])
+                manifest = describe(source, fingerprint, corpus.record, [])
                 with work.publish() as folder:
                     assemble(folder, source, job.plan, manifest, [trained])
                     work.take(work.path(LOG), folder)

@@ -1,0 +1,252 @@
+"""The model in training: what it starts from, what it computes with, its gradients, its order, and its way back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from checkpoints import tiny_llama_folder
+
+import paretobit as pb
+from paretobit.arch.spec import EMBED, HEAD
+from paretobit.checkpoint import Checkpoint, open_model
+from paretobit.compress import apply
+from paretobit.compress.apply import Job
+from paretobit.compress.distill import as_original, as_text, one_step
+from paretobit.compress.learner import RANGE, Learner
+from paretobit.compress.model import Decoder
+from paretobit.compress.train import LOG, STATE, Recipe, Training
+from paretobit.compress.trainable import Trainable, prepare, save_quantized
+from paretobit.compress.units import Units
+from paretobit.compress.world import World
+from paretobit.errors import ParetobitError
+from paretobit.planfile import Plan, uniform
+from paretobit.work import Work
+
+WIDTHS = ("w1", "w1.58", "w2", "w3", "w4", "w2g32s")
+
+
+def plan_of(source: Checkpoint, to: str, method: str = "paretoq") -> Plan:
+    return replace(uniform(source.arch, source.hash, to, None, (method,) * 3, {}), transforms=())
+
+
+def ids_of(source: Checkpoint, windows: int, tokens: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, source.arch.vocab, (windows, tokens)))
+
+
+@pytest.mark.parametrize("to", WIDTHS)
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_it_starts_as_it_was_rounded(model: Path, tmp_path: Path, to: str, method: str) -> None:
+    source = open_model(model)
+    plan = plan_of(source, to, method)
+    ids = ids_of(source, 4, 32).numpy()
+    with Work(tmp_path / "out", "model", {}).open(False) as work:
+        rounded = Units(source, plan, apply.run(Job(source, plan, ids, recover=False), work))
+        learner = Learner(source, plan_of(source, to), rounded, "mean", "cpu")
+        for name in learner.grids:
+            assert torch.equal(learner.value(name), rounded.tensor(name)), name
+            moved = learner.parameters[name].detach() - torch.from_numpy(source.read(name))
+            assert float(moved.square().mean()) < float(
+                (learner.value(name) - learner.parameters[name]).square().mean()
+            )
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("loss", ["original", "text"])
+def test_gradients_are_those_of_one_graph(tmp_path: Path, kind: str, tied: bool, loss: str) -> None:
+    """Block by block, and the head a piece at a time, against autograd through everything at once, in double
+    precision's stead with float32 sums in another order."""
+    source = open_model(tiny_llama_folder(tmp_path / "m", model_type=kind, tied=tied))
+    plan, ids = plan_of(source, "w2"), ids_of(source, 3, 24)
+    learner, teacher = Learner(source, plan, None, "mean", "cpu"), Decoder(source)
+    found = 0.0
+    with learner.ends():
+        for part in ids.split(2):
+            target = as_original(teacher, part) if loss == "original" else as_text(part)
+            found += len(part) / 3 * one_step(learner, target, part, len(part) / 3)
+    whole = Trainable(source, plan)
+    logits = whole(ids)
+    q = F.log_softmax(logits, -1)
+    if loss == "original":
+        p = F.log_softmax(torch.from_numpy(teacher.logits(ids.numpy())), -1)
+        expected = (p.exp() * (p - q)).sum(-1).mean()
+    else:
+        expected = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    expected.backward()
+    assert found == pytest.approx(float(expected), rel=1e-5)
+    for name, value in learner.parameters.items():
+        theirs = whole.learner.parameters[name].grad
+        assert (value.grad is None) == (theirs is None), name
+        if theirs is not None:
+            assert torch.allclose(value.grad, theirs, rtol=1e-3, atol=2e-4 * float(theirs.abs().max()) + 1e-9), name
+    assert any(
+        value.grad is not None and value.grad.any() for name, value in learner.parameters.items() if RANGE in name
+    )
+
+
+@pytest.mark.parametrize("to", [*WIDTHS, "bf16", "fp16", "fp32"])
+def test_what_is_packed_is_what_was_trained(model: Path, tmp_path: Path, to: str) -> None:
+    trainable = prepare(str(model), to)
+    optimizer = torch.optim.AdamW(trainable.parameters(), lr=3e-3)
+    ids = ids_of(trainable.source, 2, 32)
+    losses = []
+    for _ in range(4):
+        loss = F.cross_entropy(trainable(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < losses[0]
+    packed = save_quantized(trainable, str(tmp_path / "out"))
+    for name in packed.arch.shapes():
+        assert np.array_equal(packed.read(name), trainable.learner.value(name).detach().numpy()), name
+    with torch.no_grad():
+        assert torch.allclose(trainable(ids), torch.from_numpy(Decoder(packed).logits(ids.numpy())), atol=1e-5)
+
+
+def training(
+    model: Path, folder: Path, recipe: Recipe, to: str = "w2", windows: int = 6, world: World | None = None
+) -> Training:
+    source = open_model(model)
+    ids = ids_of(source, windows, 32).numpy()
+    work = Work(folder / "out", "model", {})
+    work.folder.mkdir(parents=True, exist_ok=True)
+    return Training(source, plan_of(source, to), ids, None, work, recipe, "cpu", world or World())
+
+
+def state_of(run: Training) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in run.learner.parameters.items()}
+
+
+def test_killed_and_resumed_equals_uninterrupted(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe(60, None, batch=4, at_once=3, rate=1e-3)
+    whole = training(model, tmp_path / "whole", recipe)
+    file = whole.run()
+    for folder, stop in (("a", 7), ("b", 26), ("c", 59)):
+        run = training(model, tmp_path / folder, replace(recipe, save_seconds=0.0))
+        advance = run.advance
+
+        def until(run: Training = run, stop: int = stop, advance: Any = advance) -> float:
+            if run.step == stop:
+                raise KeyboardInterrupt
+            return float(advance())
+
+        monkeypatch.setattr(run, "advance", until)
+        with pytest.raises(KeyboardInterrupt):
+            run.run()
+        again = training(model, tmp_path / folder, recipe)
+        assert again.run().read_bytes() == file.read_bytes()
+        for name, value in state_of(whole).items():
+            assert torch.equal(value, again.learner.parameters[name]), name
+        assert again.work.path(LOG).read_text() == whole.work.path(LOG).read_text()
+
+
+def test_every_window_is_seen_once_an_epoch(model: Path, tmp_path: Path) -> None:
+    run = training(model, tmp_path, Recipe(9, None, batch=2), windows=6)
+    seen = []
+    for run.step in range(9):
+        seen += [tuple(row) for row in run.batch().tolist()]
+    everything = sorted(tuple(row) for row in run.windows.tolist())
+    epochs = [seen[i : i + 6] for i in range(0, 18, 6)]
+    assert [sorted(epoch) for epoch in epochs] == [everything] * 3
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_processes_share_a_step_s_windows(model: Path, tmp_path: Path) -> None:
+    recipe = Recipe(4, None, batch=4)
+    one = training(model, tmp_path, recipe)
+    both = [training(model, tmp_path, recipe, world=World(rank, 2)) for rank in range(2)]
+    for step in range(4):
+        for run in (one, *both):
+            run.step = step
+        parts = [run.batch() for run in both]
+        assert torch.equal(torch.stack(parts, 1).flatten(0, 1), one.batch())
+    with pytest.raises(ParetobitError, match="do not divide among 3 processes"):
+        training(model, tmp_path, recipe, world=World(0, 3))
+
+
+def test_the_rate_falls_to_nothing(model: Path, tmp_path: Path) -> None:
+    run = training(model, tmp_path, Recipe(100, None, rate=1.0, warmup=0.1))
+    rates = []
+    for run.step in range(100):
+        rates.append(run.rate())
+    assert rates[0] < 0.1 and max(rates) > 0.95 and rates[-1] < 0.001
+    assert rates[12:] == sorted(rates[12:], reverse=True)
+    run.recipe = Recipe(None, 50.0, rate=1.0)
+    rates = []
+    for run.elapsed in (0.0, 25.0, 50.0, 60.0):
+        rates.append((run.way(), round(run.rate(), 9)))
+    assert rates == [(0.0, 1.0), (0.5, 0.5), (1.0, 0.0), (1.0, 0.0)]
+
+
+def test_what_is_not_finite_stops_it_and_the_state_before_is_kept(model: Path, tmp_path: Path) -> None:
+    run = training(model, tmp_path, Recipe(50, None, rate=1e-3))
+    for _ in range(3):
+        run.advance()
+    before, name = state_of(run), "model.layers.1.mlp.up_proj.weight"
+    value = run.learner.value
+
+    def spoiled(asked: str) -> torch.Tensor:
+        return value(asked) * (float("nan") if asked == name else 1.0)
+
+    run.learner.value = spoiled  # type: ignore[method-assign]
+    with pytest.raises(ParetobitError, match="failed at step 4: .* is not finite") as why:
+        run.advance()
+    assert "model." in why.value.message
+    for kept, tensor in before.items():
+        assert torch.equal(tensor, run.learner.parameters[kept])
+    again = training(model, tmp_path, Recipe(50, None, rate=1e-3))
+    again._resume()
+    assert again.step == 3 and run.work.path(STATE).exists()
+    assert all(torch.equal(before[n], again.learner.parameters[n]) for n in before)
+
+
+def test_it_watches_the_codes(model: Path, tmp_path: Path) -> None:
+    run = training(model, tmp_path, Recipe(30, None, rate=3e-3), to="w1.58")
+    first = {name: run.learner.codes(name) for name in run.learner.grids}
+    run.run()
+    rows = [json.loads(line) for line in run.work.path(LOG).read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert len(losses) == 30 and np.mean(losses[-5:]) < losses[0]
+    looks = [row for row in rows if row.get("scheme") == "w1.58"]
+    assert [row["step"] for row in looks] == [0, 25, 30]
+    assert "changed" not in looks[0] and [row["over_steps"] for row in looks] == [0, 25, 5]
+    names = [n for n in run.learner.grids if n not in (EMBED, HEAD)]
+    after = torch.cat([run.learner.codes(n).flatten() for n in names])
+    assert looks[-1]["levels"] == pytest.approx([float((after == level).float().mean()) for level in range(3)])
+    changed = float((after != torch.cat([first[n].flatten() for n in names])).float().mean())
+    assert 0 < changed <= looks[1]["changed"] + looks[2]["changed"] + 1e-9
+    assert looks[0]["range_drift"] == 0 < looks[-1]["range_drift"]
+
+
+def test_bf16_products_learn_the_same(model: Path, tmp_path: Path) -> None:
+    found = []
+    for half in (False, True):
+        run = training(model, tmp_path / str(half), Recipe(10, None, rate=1e-3, half=half))
+        found.append([run.advance() for _ in range(10)])
+    exact, halved = map(np.array, found)
+    assert not np.array_equal(exact, halved)
+    assert np.abs(halved / exact - 1).max() < 0.03 and exact[-1] < exact[0]
+
+
+def test_public_names() -> None:
+    assert pb.prepare is prepare and pb.save_quantized is save_quantized
+    assert callable(pb.train)
+
+
+def test_a_bad_module_is_not_saved(model: Path, tmp_path: Path) -> None:
+    trainable = prepare(str(model), "w2")
+    with torch.no_grad():
+        trainable.learner.parameters[EMBED][0, 0] = float("inf")
+    with pytest.raises(ParetobitError, match=f"{EMBED} is not finite"):
+        save_quantized(trainable, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ParetobitError, match="cannot be trained on w4g64; hint: train it on w4g64s"):
+        prepare(str(model), "w4g64")
