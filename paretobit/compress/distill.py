@@ -7,6 +7,7 @@ Source: distillation (Hinton et al., arXiv 1503.02531) by the KL divergence to t
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
@@ -41,6 +42,11 @@ class Student(Protocol):
         ...
 
 
+def halved(device: str | torch.device, half: bool) -> AbstractContextManager[object]:
+    """Products of what is computed inside are of bf16 numbers, summed in float32, if `half`."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16) if half else nullcontext()
+
+
 def one_step(student: Student, target: Target, ids: Tensor, share: float = 1.0) -> float:
     """Add `share` of the gradients of the mean loss over the tokens ids (b, t); returns that loss, in nats."""
     with student.decoder.watched(student.watch):
@@ -59,12 +65,12 @@ def _head(student: Student, target: Target, x: Tensor, share: float) -> tuple[fl
     """(mean loss, `share` of its gradient at x (n, hidden))."""
     x, loss = x.detach().requires_grad_(), 0.0
     for part in head_pieces(len(x), student.decoder.arch.vocab):
-        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):  # logits are worth all their digits
-            logits = student.logits(x[part].float())
+        with torch.enable_grad():
+            logits = student.logits(x[part])
         with torch.no_grad():
-            found, gradient = target(part, F.log_softmax(logits, -1))
+            found, gradient = target(part, F.log_softmax(logits.float(), -1))
             loss += float(found)
-        logits.backward(gradient * (share / len(x)))
+        logits.backward((gradient * (share / len(x))).to(logits.dtype))
     assert x.grad is not None
     return loss / len(x), x.grad
 
@@ -75,7 +81,7 @@ def as_original(teacher: Decoder, ids: Tensor) -> Target:
         states = teacher.head_input(teacher.hidden(ids)).flatten(0, 1)
 
     def target(part: slice, q: Tensor) -> tuple[Tensor, Tensor]:
-        p = F.log_softmax(teacher.multiplied_by_head(states[part]), -1)
+        p = F.log_softmax(teacher.multiplied_by_head(states[part]).float(), -1)
         likely = p.exp()
         return (likely * (p - q)).sum(), q.exp() - likely
 

@@ -9,17 +9,15 @@ from __future__ import annotations
 import json
 import math
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from paretobit.checkpoint.base import Checkpoint
-from paretobit.compress.distill import Target, as_original, as_text, one_step
+from paretobit.compress.distill import Target, as_original, as_text, halved, one_step
 from paretobit.compress.learner import RANGE, Learner
 from paretobit.compress.model import Decoder
 from paretobit.compress.units import Units
@@ -139,7 +137,7 @@ class Training:
         ids, world, named = self.batch(), self.world, self.learner.parameters
         self.optimizer.zero_grad()
         loss = 0.0
-        with self._halved(), self.learner.ends():
+        with halved(self.device, self.recipe.half), self.learner.ends():
             for part in ids.split(self.recipe.at_once):
                 share = len(part) / self.recipe.batch
                 loss += share * one_step(self.learner, self._target(part), part, share)
@@ -162,10 +160,6 @@ class Training:
 
     def _target(self, ids: Tensor) -> Target:
         return as_text(ids) if self.teacher is None else as_original(self.teacher, ids)
-
-    def _halved(self) -> Any:
-        kind = torch.device(self.device).type
-        return torch.autocast(kind, torch.bfloat16) if self.recipe.half else nullcontext()
 
     def _diverged(self, what: str, loss: float) -> ParetobitError:
         what = what.replace(RANGE, "'s range")
