@@ -6,6 +6,7 @@ A layer y = W x is the same function as y = (W Rᵀ)(R x); statistics of x turn 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,11 @@ class Basis:
         """Rᵀ y of every vector."""
         return torch.from_numpy(native.unrotate_inputs(self.rotation, y.contiguous().cpu().numpy())).to(y.device)
 
+    def restored(self, y: Tensor) -> Tensor:  # (..., width) -> (..., width)
+        """Rᵀ y, with a gradient."""
+        made: Tensor = _Restored.apply(y, self)
+        return made
+
     def stats(self, stats: TapStats) -> TapStats:
         """The statistics of R x, as far as they follow from those of x, which gives its matrices up."""
         turned = dataclasses.replace(stats, absmax=None, absmean=None, factors={})
@@ -45,6 +51,17 @@ class Basis:
         if turned.lag is not None:
             turned.lag = self.forward(turned.lag)
         return turned
+
+
+class _Restored(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, basis: Basis) -> Tensor:
+        ctx.basis = basis
+        return basis.inverse(y)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return ctx.basis.forward(gradient), None
 
 
 def basis_of(plan: Plan, tap: Tap) -> Basis | None:

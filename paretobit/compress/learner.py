@@ -1,10 +1,11 @@
-"""The model in training: latent float32 weights of every tensor, and the ranges of those with a grid (compress/methods/
-paretoq.py). What it computes with is what will be packed, to the bit."""
+"""The model in training: latent float32 weights of every tensor, and the ranges of those with a grid, of which training
+methods (compress/methods/) make what is stored. What it computes with is what will be packed, to the bit."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,51 +15,69 @@ from torch import Tensor
 from paretobit.arch.spec import EMBED, FINAL_NORM, HEAD
 from paretobit.artifact import float_arrays, stored
 from paretobit.checkpoint.base import Checkpoint
-from paretobit.compress.grid import dequant
-from paretobit.compress.methods import paretoq
+from paretobit.compress import methods
+from paretobit.compress.basis import basis_of
 from paretobit.compress.model import Decoder
 from paretobit.compress.units import Units
-from paretobit.planfile import Plan
+from paretobit.planfile import Plan, taps
+from paretobit.qtensor import QTensor
 from paretobit.scheme import FLOATS, Grid, parse
 
-WITHIN = 0.499  # of a step: how far a latent weight may start from the level it was rounded to
-RANGE = " range"  # after a tensor's name: its ranges among the parameters
+RANGE = " range"  # after a tensor's name: its ranges, or scales, among the parameters
 KINDS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class Learner:
     """`parameters` by name, float32, each with a gradient of its own. `source` gives what they start from.
 
-    rounded: the same model as another method rounded it under the plan's grids; its codes and scales are what training
-    starts with. Latent weights are then the source's, as near as these codes allow.
+    rounded: the same model as other methods rounded it under the plan's grids; its codes and scales are what training
+    starts with. A rotated matrix is trained in the basis in which it is stored.
     """
 
-    def __init__(self, source: Checkpoint, plan: Plan, rounded: Units | None, start: str, device: str) -> None:
+    def __init__(self, source: Checkpoint, plan: Plan, rounded: Units | None, device: str) -> None:
         self.plan, self.arch = plan, source.arch
         self.decoder = Decoder(source, device=device, keep=False)
-        self.grids: dict[str, Grid] = {
-            name: layer.scheme.weight for name, layer in plan.layers.items() if layer.scheme.weight.kind not in FLOATS
-        }
+        layers = plan.layers.items()
+        self.grids = {name: x.scheme.weight for name, x in layers if x.scheme.weight.kind not in FLOATS}
+        self._method = {name: methods.load(plan.layers[name].method, "train") for name in self.grids}
+        found = {consumer: basis_of(plan, tap) for tap in taps(self.arch) for consumer in tap.consumers}
+        self._basis = {name: found.get(name) for name in self.grids}
         self.parameters: dict[str, Tensor] = {}
+        self.held: dict[str, Any] = {}
         for name in self.arch.shapes():
-            weight, alpha = torch.from_numpy(source.read(name)), None
+            weight = torch.from_numpy(source.read(name)).to(device)
             if name in self.grids:
-                if rounded is None:
-                    alpha = paretoq.initial(weight, self.grids[name], start)
-                else:
-                    weight, alpha = _beside(weight, rounded, name, self.grids[name])
+                q, basis, layer = rounded and rounded.qtensor(name), self._basis[name], plan.layers[name]
+                params = methods.make_params(layer.method, layer.params, "train")
+                turned = weight if basis is None else basis.forward(weight)
+                weight, alpha = self._method[name].begin(turned.cpu(), self.grids[name], q, params)
                 self.parameters[name + RANGE] = alpha.to(device).requires_grad_()
             self.parameters[name] = weight.to(device).requires_grad_()
         self._ends: dict[str, Tensor] = {}
+        self.refresh()
+
+    def _of(self, name: str) -> tuple[Tensor, Tensor, Grid]:
+        return self.parameters[name], self.parameters[name + RANGE], self.grids[name]
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Choose anew what methods hold on to between steps."""
+        self.held = {name: method.hold(*self._of(name)) for name, method in self._method.items()}
+
+    def hold(self, codes: dict[str, np.ndarray]) -> None:
+        """Hold on to these codes, which `packed` gave, by name."""
+        for name, kept in codes.items():
+            self.held[name] = self._method[name].kept(kept, self.grids[name], self.parameters[name].device)
 
     # ---- what distill.one_step computes with
 
     def value(self, name: str) -> Tensor:
-        """A tensor as it will be stored, float32."""
-        weight = self.parameters[name]
+        """A tensor as it will be stored, float32, in the model's basis."""
         if name in self.grids:
-            return paretoq.fake(weight, self.parameters[name + RANGE], self.grids[name])
-        kind = self._kind(name)
+            made: Tensor = self._method[name].fake(*self._of(name), self.held[name])
+            basis = self._basis[name]
+            return made if basis is None else basis.restored(made)
+        weight, kind = self.parameters[name], self._kind(name)
         if kind == torch.float32:
             return weight
         return weight + (weight.detach().to(kind).float() - weight.detach())
@@ -104,31 +123,21 @@ class Learner:
 
     # ---- what it has learned
 
-    def codes(self, name: str) -> Tensor:
-        """uint8 (out, in) of a tensor with a grid."""
-        with torch.no_grad():
-            alpha = self.parameters[name + RANGE]
-            return paretoq.codes(self.parameters[name], alpha, self.grids[name]).to(torch.uint8)
+    @torch.no_grad()
+    def packed(self, name: str) -> QTensor:
+        """A tensor with a grid as it will be stored."""
+        made: QTensor = self._method[name].pack(*self._of(name), self.held[name])
+        return made
 
     @torch.no_grad()
     def arrays(self) -> dict[str, np.ndarray]:
         """All arrays of the packed model's file."""
         found: dict[str, np.ndarray] = {}
-        for name, value in self.parameters.items():
+        for name in self.parameters:
             if name in self.grids:
-                q = paretoq.pack(value, self.parameters[name + RANGE], self.grids[name])
-                found |= {name + suffix: array for suffix, array in stored(q).items()}
+                found |= {name + suffix: array for suffix, array in stored(self.packed(name)).items()}
             elif not name.endswith(RANGE):
                 layer = self.plan.layers.get(name)
                 scheme = layer.scheme if layer else parse("bf16")
                 found[name] = float_arrays(self.value(name).cpu().numpy(), scheme)[1]
         return found
-
-
-def _beside(weight: Tensor, rounded: Units, name: str, grid: Grid) -> tuple[Tensor, Tensor]:
-    """(latent weights, ranges) that round to what another method made of `weight`."""
-    q = rounded.qtensor(name)
-    scale = paretoq.spread(torch.from_numpy(q.scale.astype(np.float32)), grid, weight.shape[1])
-    level = dequant(q)
-    least = -WITHIN * scale.abs()
-    return level + (weight - level).clamp(least, -least), paretoq.of_scale(q.scale.astype(np.float32), grid)

@@ -40,7 +40,8 @@ class Recipe:
 
     steps, seconds: how long, one of the two; batch: windows a step, `at_once` of them in memory together; rate: of
     AdamW, on weights, ranges and norms, along one cosine to 0 after `warmup` of the way; loss: one of LOSSES;
-    half: blocks multiply in bf16; start: see paretoq.Params; seed: of the data's order.
+    half: products are of bf16 numbers; refresh: steps after which methods choose anew what they hold on to; seed: of
+    the data's order.
     """
 
     steps: int | None
@@ -52,7 +53,7 @@ class Recipe:
     largest_norm: float = 1.0
     loss: str = ORIGINAL
     half: bool = False
-    start: str = "mean"
+    refresh: int = 8
     seed: int = 0
     save_seconds: float = 300.0
 
@@ -82,14 +83,14 @@ class Training:
                 f"{self.recipe.batch}",
                 hint="give more text, or a smaller --batch",
             )
-        self.learner = Learner(self.source, self.plan, self.rounded, self.recipe.start, self.device)
+        self.learner = Learner(self.source, self.plan, self.rounded, self.device)
         self.teacher = Decoder(self.source, device=self.device) if self.recipe.loss == ORIGINAL else None
         named = self.learner.parameters
         groups = [{"params": [value], "share": self._share(name)} for name, value in named.items()]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
         self.step, self.tokens, self.elapsed = 0, 0, 0.0
         self._first = {name: value.detach().clone() for name, value in named.items() if name.endswith(RANGE)}
-        self._codes = {name: self.learner.codes(name) for name in self.learner.grids}
+        self._codes = {name: self.learner.packed(name).codes for name in self.learner.grids}
         self._looked = 0
 
     # ---- the way
@@ -155,6 +156,8 @@ class Training:
             assert value.grad is not None
             value.grad *= self.recipe.largest_norm / norm
         self.optimizer.step()
+        if (self.step + 1) % self.recipe.refresh == 0:
+            self.learner.refresh()
         self.step, self.tokens = self.step + 1, self.tokens + self.recipe.batch * self.windows.shape[1]
         return loss
 
@@ -195,6 +198,7 @@ class Training:
                     saved_at = time.monotonic()
                 show(self.way() - shown)
                 shown = self.way()
+        self.learner.refresh()
         if self.step > self._looked:
             self._look()
         if self.world.leads:
@@ -216,12 +220,12 @@ class Training:
         for name in names:
             rows.setdefault(str(self.plan.layers[name].scheme), []).append(name)
         for scheme, members in rows.items():
-            levels = torch.zeros(self.learner.grids[members[0]].levels, dtype=torch.int64)
+            levels = np.zeros(self.learner.grids[members[0]].levels, np.int64)
             moved, drift = 0, []
             for name in members:
-                codes = self.learner.codes(name)
+                codes = self.learner.packed(name).codes
                 moved += int((codes != self._codes[name]).sum())
-                levels += torch.bincount(codes.flatten().cpu(), minlength=len(levels))
+                levels += np.bincount(codes.ravel(), minlength=len(levels))
                 self._codes[name] = codes
                 first = self._first[name + RANGE]
                 drift.append((self.learner.parameters[name + RANGE] / first - 1).abs().flatten())
@@ -249,7 +253,9 @@ class Training:
             state = self.optimizer.state[value]
             parts = {"value": value.detach(), "first": state["exp_avg"], "second": state["exp_avg_sq"]}
             arrays |= {f"{kind} {name}": part.cpu().numpy() for kind, part in parts.items()}
-        arrays |= {f"codes {name}": codes.cpu().numpy() for name, codes in self._codes.items()}
+        arrays |= {f"codes {name}": codes for name, codes in self._codes.items()}
+        held = {name: self.learner.packed(name).codes for name, kept in self.learner.held.items() if kept is not None}
+        arrays |= {f"held {name}": codes for name, codes in held.items()}
         write_arrays(self.work.path(STATE), arrays)
 
     def _resume(self) -> None:
@@ -267,7 +273,8 @@ class Training:
                 value.copy_(read["value"])
             moments = {"exp_avg": read["first"].to(value.device), "exp_avg_sq": read["second"].to(value.device)}
             self.optimizer.state[value] = {"step": torch.tensor(float(self.step)), **moments}
-        self._codes = {n: torch.from_numpy(file.read_raw(f"codes {n}")).to(self.device) for n in self._codes}
+        self._codes = {name: file.read_raw(f"codes {name}") for name in self._codes}
+        self.learner.hold({n: file.read_raw(f"held {n}") for n, kept in self.learner.held.items() if kept is not None})
         if self.world.leads:
             self._forget_rows_after_save()
 

@@ -9,6 +9,7 @@ pb.save_quantized(model, "out")
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +21,8 @@ from paretobit.arch.spec import EMBED, HEAD
 from paretobit.artifact import FORMAT, Artifact, assemble, describe
 from paretobit.checkpoint import open_model
 from paretobit.checkpoint.base import Checkpoint
+from paretobit.compress import methods
 from paretobit.compress.learner import Learner
-from paretobit.compress.methods import paretoq
 from paretobit.compress.model import finish
 from paretobit.errors import ParetobitError
 from paretobit.planfile import FULL, Plan, is_embedding, uniform
@@ -29,20 +30,24 @@ from paretobit.scheme import FLOATS
 from paretobit.tensorfile import write_arrays
 from paretobit.work import Work
 
-METHOD = "paretoq"
+PARETOQ = "paretoq"
 
 
 class Trainable(nn.Module):
     """`source` with every matrix on its grid under `plan`. Parameters are latent weights, ranges and norms, float32."""
 
-    def __init__(self, source: Checkpoint, plan: Plan, start: str = "mean", device: str = "cpu") -> None:
+    def __init__(self, source: Checkpoint, plan: Plan, device: str = "cpu") -> None:
         super().__init__()
         self.source, self.plan = source, plan
-        self.learner = Learner(source, plan, None, start, device)
+        self.learner = Learner(source, plan, None, device)
         for name, value in self.learner.parameters.items():
             held = nn.Parameter(value.detach())
             self.learner.parameters[name] = held
             self.register_parameter(name.replace(".", "/"), held)  # a dot would be a module's
+
+    def refresh(self) -> None:
+        """To be called every few steps where matrices are on a trellis: search their paths anew."""
+        self.learner.refresh()
 
     def forward(self, ids: Tensor) -> Tensor:  # (b, t) int64 -> (b, t, vocab) float32
         learner = self.learner
@@ -60,18 +65,24 @@ def prepare(model: str, to: str, embed: str | None = None, start: str = "mean", 
     start: what ranges begin with, see paretoq.Params. Raises ParetobitError on a bad model, or a grid not trainable.
     """
     source = open_model(model)
-    plan = uniform(source.arch, source.hash, to, embed, (METHOD,) * 3, {})
-    check_trains(plan)
-    return Trainable(source, replace(plan, transforms=()), start, device)
+    plan = uniform(source.arch, source.hash, to, embed, ("",) * 3, {})
+    return Trainable(source, trained(plan, {PARETOQ: {"start": start}}), device)
 
 
-def check_trains(plan: Plan) -> None:
-    """Raise on a grid that cannot be trained, naming the tensor; of the blocks first, whose grid was asked for."""
+def trained(plan: Plan, params: Mapping[str, Mapping[str, object]]) -> Plan:
+    """The plan with every matrix trained by the method that suits its grid, with that method's params.
+
+    Raises ParetobitError on a grid that none trains, naming a tensor; of the blocks first, whose grid was asked for.
+    """
+    layers = {}
     for name, layer in sorted(plan.layers.items(), key=lambda item: is_embedding(item[0])):
         grid = layer.scheme.weight
-        if grid.kind not in FLOATS and not paretoq.trains(grid):
+        method = PARETOQ if grid.kind in FLOATS else methods.trainer(grid)
+        if method is None:
             fitting = f"w{grid.bits:g}" + (f"g{grid.group}s" if grid.group else "")
             raise ParetobitError(f"{name} cannot be trained on {layer.scheme}", hint=f"train it on {fitting}")
+        layers[name] = replace(layer, method=method, params=params.get(method, {}))
+    return replace(plan, layers={name: layers[name] for name in plan.layers})
 
 
 def save_quantized(model: Trainable, out: str, overwrite: bool = False) -> Artifact:
@@ -87,6 +98,7 @@ def save_quantized(model: Trainable, out: str, overwrite: bool = False) -> Artif
     work = Work(Path(out), "model", facts)
     work.finished(overwrite)
     with work.open(overwrite):
+        model.learner.refresh()
         unit = work.path("trained.safetensors")
         write_arrays(unit, model.learner.arrays())
         manifest = describe(source, facts, {"source": "none"}, [])

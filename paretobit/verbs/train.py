@@ -6,7 +6,7 @@ import re
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from paretobit.errors import ParetobitError
 from paretobit.planfile import SELF, Plan, Settings
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from paretobit.compress.apply import Job
     from paretobit.compress.train import Recipe
 
-METHOD = "paretoq"
-WEIGHTS = "weights"
+ROUNDED, RTN, WEIGHTS = INITS = ("rounded", "rtn", "weights")
 SPAN = re.compile(r"(?P<count>[0-9]+(?:\.[0-9]+)?)(?P<unit>s|m|h)")
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 CALIBRATION_WINDOWS = 64  # of the data, for the rounding that training starts from
@@ -40,7 +39,10 @@ def train(
     time: Annotated[str | None, Option("Or a span of time: 30m, 90s, 8h.")] = None,
     batch: Annotated[int, Option("Windows a step.")] = 2,
     rate: Annotated[float | None, Option("Learning rate at the start (default: by bits and length).")] = None,
-    init: Annotated[str | None, Option("What training starts from: gptq (default), rtn, or weights.")] = None,
+    init: Annotated[
+        str | None,
+        Option("Start: rounded as well as can be (default), by rtn, or weights."),
+    ] = None,
     distill: Annotated[bool | None, Option("Learn from the original's predictions, not from the text.")] = None,
     from_scratch: Annotated[str | None, Option("config.json: train a new small model instead of MODEL.")] = None,
     seed: Annotated[int, Option("Of the data's order, and of a new model's weights.")] = 0,
@@ -63,7 +65,6 @@ def train(
     used, world = pick_device(device), join()
     source = opened(model, from_scratch, data, seed)
     options = parse_set(set)
-    params = methods_params(options)
     learns = TEXT if from_scratch or distill is False else ORIGINAL
     if from_scratch and distill:
         raise ParetobitError("a new model has no original to learn from", hint="leave --distill out")
@@ -75,7 +76,7 @@ def train(
         raise ParetobitError("--batch or --rate is out of range", hint="1 or more windows, a rate between 0 and 1")
     chosen = rate if rate is not None else default_rate(decided, learns == TEXT)
     halved = fast_in_half(used) if half is None else half
-    recipe = Recipe(steps, seconds(time), batch, rate=chosen, loss=learns, half=halved, start=params.start, seed=seed)
+    recipe = Recipe(steps, seconds(time), batch, rate=chosen, loss=learns, half=halved, seed=seed)
     settings = Settings(Path(data).name if data != SELF else SELF, tokens or tokens_of(data), seed)
     job = Job(source, replace(decided, settings=settings), None, True, None, False, device=used, world=world)
     return run(job, recipe, first, data, Path(out), overwrite)
@@ -97,41 +98,32 @@ def opened(model: str | None, config: str | None, data: str, seed: int) -> Check
     return open_model(create(Path(config), Path(data), seed))
 
 
-def methods_params(options: dict[str, dict[str, object]]) -> Any:
-    from paretobit.compress import methods
-
-    params = methods.make_params(METHOD, options.get(METHOD, {}), "train")
-    if params.start not in ("max", "mean"):
-        raise ParetobitError(f"paretoq.start = {params.start} is unknown", hint="choose from max, mean")
-    return params
-
-
 def started(init: str | None, from_scratch: str | None) -> str:
-    """The method whose rounding training starts from, or WEIGHTS."""
-    found = init or (WEIGHTS if from_scratch else "gptq")
-    if found not in (WEIGHTS, "gptq", "rtn"):
-        raise ParetobitError(f"--init {found} is unknown", hint="choose from gptq, rtn, weights")
+    """One of INITS: what training starts from."""
+    found = init or (WEIGHTS if from_scratch else ROUNDED)
+    if found not in INITS:
+        raise ParetobitError(f"--init {found} is unknown", hint=f"choose from {', '.join(INITS)}")
     return found
 
 
 def trained_plan(source: Checkpoint, to: str | None, plan: str | None, embed: str | None, options: dict) -> Plan:
-    """The plan of a trained model: every matrix by paretoq. Raises on a grid that cannot be trained, naming it."""
-    from paretobit.compress.trainable import check_trains
+    """The plan that the options ask for, its matrices trained. Raises on a grid that cannot be, naming a tensor."""
+    from paretobit.compress import methods
+    from paretobit.compress.trainable import trained
 
-    mine = {key: value for key, value in options.items() if key != METHOD}
-    if mine:
-        raise ParetobitError(f"--set {next(iter(mine))}: training has no such method", hint="use paretoq.start")
+    for name in options:
+        methods.make_params(name, options[name], "train")
     if (to is None) == (plan is None):
         raise ParetobitError("say one of --to and --plan", hint="for example --to w2")
     if plan is not None and (embed or options):
         raise ParetobitError("--plan already decides embed and set", hint="drop them, or edit the plan")
-    decided = asked(source, to, None, embed, plan, {})
-    if plan is not None and decided.transforms:
-        raise ParetobitError(f"{plan} rotates, and training works in the model's own basis", hint="take transforms out")
-    check_trains(decided)
-    params = options.get(METHOD, {})
-    layers = {name: replace(layer, method=METHOD, params=params) for name, layer in decided.layers.items()}
-    return replace(decided, layers=layers, transforms=())
+    decided = trained(asked(source, to, None, embed, plan, {}), options)
+    used = {layer.method for layer in decided.layers.values()}
+    if unused := [name for name in options if name not in used]:
+        raise ParetobitError(
+            f"--set {unused[0]}: no tensor is trained by it", hint=f"in use: {', '.join(sorted(used))}"
+        )
+    return decided
 
 
 def seconds(span: str | None) -> float | None:
@@ -197,16 +189,16 @@ def run(job: Job, recipe: Recipe, start: str, data: str, out: Path, overwrite: b
     return Fit(str(out), made.size_bytes, source.bits16, made.bits_per_weight, time.monotonic() - begun)
 
 
-def rounding_plan(plan: Plan, method: str, tied: bool) -> Plan:
+def rounding_plan(plan: Plan, init: str, tied: bool) -> Plan:
     """The plan that makes what training starts from."""
     from paretobit.arch.spec import EMBED
     from paretobit.compress import methods
 
-    lookup = methods.for_lookup(method, {}, tied)
-    layers = {
-        name: replace(layer, method=lookup if name == EMBED else method, params={})
-        for name, layer in plan.layers.items()
-    }
+    layers = {}
+    for name, layer in plan.layers.items():
+        method = RTN if init == RTN else methods.default(layer.scheme.weight)
+        method = methods.for_lookup(method, {}, tied) if name == EMBED else method
+        layers[name] = replace(layer, method=method, params={})
     return replace(plan, layers=layers)
 
 

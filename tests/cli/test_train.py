@@ -40,7 +40,9 @@ def run(*arguments: object, processes: int = 1, wait: bool = True) -> subprocess
     return made
 
 
-@pytest.mark.parametrize(("to", "embed"), [("w1", "w2"), ("w1.58", "w4"), ("w2", "w4"), ("w3", "w4"), ("w4", "w6")])
+@pytest.mark.parametrize(
+    ("to", "embed"), [("w1", "w2"), ("w1.58", "w4"), ("w2", "w4"), ("w3", "w4"), ("w4", "w6"), ("w2t", "w4t")]
+)
 def test_every_width_ends_as_a_model_that_runs(
     model: Path, text: Path, tmp_path: Path, command: Command, to: str, embed: str
 ) -> None:
@@ -49,7 +51,7 @@ def test_every_width_ends_as_a_model_that_runs(
     assert done.code == 0, done.err
     packed = Artifact(out)
     assert {str(layer.scheme) for layer in packed.plan.layers.values()} == {to, embed}
-    assert {layer.method for layer in packed.plan.layers.values()} == {"paretoq"}
+    assert {layer.method for layer in packed.plan.layers.values()} == {"paths" if to.endswith("t") else "paretoq"}
     seen = losses(out)
     assert len(seen) == 12 and np.mean(seen[-3:]) < np.mean(seen[:3])
     ids = np.random.default_rng(0).integers(0, packed.arch.vocab, (2, 40))
@@ -172,14 +174,14 @@ BAD = [
     (("--to", "w2", "--time", "soon"), "no span of time"),
     (("--to", "w2", "--steps", 0), "how long"),
     (("--steps", 5), "say one of --to and --plan"),
-    (("--to", "w2t", "--steps", 5), "cannot be trained on w2t"),
     (("--to", "w2g64", "--steps", 5), "train it on w2g64s"),
     (("--to", "w2", "--steps", 5, "--batch", 0), "out of range"),
     (("--to", "w2", "--steps", 5, "--batch", 500), "give more text, or a smaller --batch"),
     (("--to", "w2", "--steps", 5, "--rate", 7), "out of range"),
-    (("--to", "w2", "--steps", 5, "--init", "luck"), "choose from gptq, rtn, weights"),
+    (("--to", "w2", "--steps", 5, "--init", "luck"), "choose from rounded, rtn, weights"),
     (("--to", "w2", "--steps", 5, "--set", "paretoq.start=x"), "choose from max, mean"),
-    (("--to", "w2", "--steps", 5, "--set", "gptq.damp=1"), "no such method"),
+    (("--to", "w2", "--steps", 5, "--set", "gptq.damp=1"), "unknown method 'gptq'"),
+    (("--to", "w2t", "--steps", 5, "--set", "paretoq.start=max"), "no tensor is trained by it"),
     (("--to", "w2", "--steps", 5, "--from-scratch", "x.json"), "say what to train"),
 ]
 

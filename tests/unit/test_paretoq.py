@@ -46,8 +46,8 @@ def problem(scheme: str, seed: int = 0, width: int = COLUMNS) -> tuple[Grid, tor
     random = torch.Generator().manual_seed(seed)
     w = torch.randn(ROWS, width, generator=random) * 0.1
     wide = 1 if grid.bits > 2 else 2 ** (grid.bits - 1)
-    scale = (torch.rand(ROWS, grid.groups(width), generator=random) * 0.05 + 0.03).half().float() * wide
-    return grid, w.requires_grad_(), paretoq.of_scale(scale.half().float(), grid).requires_grad_()
+    scale = ((torch.rand(ROWS, grid.groups(width), generator=random) * 0.05 + 0.03) * wide).half().float()
+    return grid, w.requires_grad_(), paretoq.of_scale(scale, grid).requires_grad_()
 
 
 @pytest.mark.parametrize("scheme", WIDTHS)

@@ -2,7 +2,8 @@
 
 A method file holds `KIND` ("round", "transform" or "train"), a `Params` dataclass and `run`; `GRIDS` where it rounds
 onto other kinds of grid than affine ones. A rounding method may add `needs(params)`, the names of the tap statistics it
-reads (see compress/stats.py); without it, it reads none.
+reads (see compress/stats.py); without it, it reads none. A training method has no `run` but what the Learner
+(compress/learner.py) computes with: `trains`, `begin`, `hold`, `fake` and `pack`.
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ def grids(name: str) -> tuple[str, ...]:
 def default(grid: Grid) -> str:
     """The method that suits a grid."""
     return "trellis" if grid.kind == "trellis" else "gptq"
+
+
+def trainer(grid: Grid) -> str | None:
+    """The method that trains on a grid, if there is one."""
+    return next((name for name in names("train") if load(name, "train").trains(grid)), None)
 
 
 def needs(name: str, params: Mapping[str, object]) -> frozenset[str]:

@@ -18,12 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from paretobit.compress.grid import dequant
+from paretobit.errors import ParetobitError
 from paretobit.qtensor import QTensor
 from paretobit.scheme import Grid
 
 KIND = "train"
 LEAST = 1e-5  # of a range, as in ParetoQ's code: keeps rows of zeros finite
 LARGEST = 60000.0  # of a scale: half precision ends at 65504
+WITHIN = 0.499  # of a step: how far a latent weight may start from the level it was rounded to
 SOFT_CLIP = 0.99  # ParetoQ's code at 1.58 and 2 bits; the paper's 1 gives an extra level there
 
 
@@ -34,10 +37,28 @@ class Params:
 
     start: str = "mean"
 
+    def __post_init__(self) -> None:
+        if self.start not in ("max", "mean"):
+            raise ParetobitError(f"paretoq.start = {self.start} is unknown", hint="choose from max, mean")
+
 
 def trains(grid: Grid) -> bool:
     """Whether there is a quantizer for the grid: affine ones without stored zero points."""
     return grid.kind == "affine" and grid.zero != "stored"
+
+
+def begin(w: Tensor, grid: Grid, q: QTensor | None, params: Params) -> tuple[Tensor, Tensor]:
+    """(latent weights (out, in), ranges (out, groups)) for the weights w. With q, which another method made of them,
+    they round to q, and are as near to w as q's codes allow."""
+    if q is None:
+        return w, initial(w, grid, params.start)
+    scale = torch.from_numpy(q.scale.astype(np.float32))
+    level, reach = dequant(q), WITHIN * spread(scale, grid, w.shape[1]).abs()
+    return level + (w - level).clamp(-reach, reach), of_scale(scale, grid)
+
+
+def hold(latent: Tensor, alpha: Tensor, grid: Grid) -> None:
+    """Codes follow from latent weights and ranges at any time: nothing is held between two steps."""
 
 
 def step(grid: Grid) -> float:
@@ -68,9 +89,9 @@ def initial(w: Tensor, grid: Grid, start: str = "mean") -> Tensor:  # (out, in) 
     return most / clip(grid)[1] if grid.bits > 2 else most
 
 
-def of_scale(scale: np.ndarray | Tensor, grid: Grid) -> Tensor:
+def of_scale(scale: Tensor, grid: Grid) -> Tensor:
     """Ranges whose stored scales are these, (out, groups)."""
-    return torch.as_tensor(scale).float() / step(grid)
+    return scale / step(grid)
 
 
 def stored_scale(alpha: Tensor, grid: Grid) -> Tensor:
@@ -84,13 +105,13 @@ def codes(w: Tensor, alpha: Tensor, grid: Grid) -> Tensor:  # (out, in), (out, g
     return _code(w / spread(stored_scale(alpha, grid), grid, w.shape[1]), grid)
 
 
-def pack(w: Tensor, alpha: Tensor, grid: Grid) -> QTensor:
+def pack(w: Tensor, alpha: Tensor, grid: Grid, held: None = None) -> QTensor:
     """The rounded weights as they are stored."""
     scale = stored_scale(alpha, grid).cpu().numpy().astype(np.float16)
     return QTensor(codes(w, alpha, grid).to(torch.uint8).cpu().numpy(), scale, None, grid)
 
 
-def fake(w: Tensor, alpha: Tensor, grid: Grid) -> Tensor:
+def fake(w: Tensor, alpha: Tensor, grid: Grid, held: None = None) -> Tensor:
     """What the packed weights are, float32 (out, in), with gradients to w (out, in) and alpha (out, groups)."""
     rounded: Tensor = _Fake.apply(w, alpha, grid)
     return rounded

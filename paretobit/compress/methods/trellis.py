@@ -93,13 +93,13 @@ def trusted(params: Params, stats: TapStats) -> Params:
 def nearest(w: Tensor, grid: Grid) -> QTensor:
     """w (out, in) float32 -> the QTensor whose path through the trellis is nearest, all columns alike."""
     scale = _half(w.square().mean(1).sqrt() / trellis.deviation(grid))
-    codes = native.trellis_encode(w.cpu().numpy(), _shares(scale, None), grid, scale=scale.numpy())
+    codes = native.trellis_encode(w.cpu().numpy(), shares(scale, None), grid, scale=scale.numpy())
     q = levels(codes, grid)
     scale = _fitted((q * w.cpu()).sum(1), q.square().sum(1))
     return QTensor(codes, scale.numpy().astype(np.float16)[:, None], None, grid)
 
 
-def _shares(scale: Tensor, row_weight: Tensor | None) -> np.ndarray:
+def shares(scale: Tensor, row_weight: Tensor | None) -> np.ndarray:
     """What a row's squared error in levels counts, 1 on average."""
     share = scale.square() if row_weight is None else scale.square() * row_weight.cpu()
     return (share / share.mean().clamp(min=1e-38)).numpy()
@@ -124,7 +124,7 @@ def feed_back(
     """
     rest = w[:, order].cpu().contiguous()
     upper, pull = upper.cpu(), None if pull is None else pull.cpu()
-    weight = _shares(scale, row_weight)
+    weight = shares(scale, row_weight)
     codes = np.empty(tuple(rest.shape), np.uint8)
     for start in range(0, rest.shape[1], block):
         here = slice(start, min(start + block, rest.shape[1]))
