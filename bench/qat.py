@@ -1,0 +1,195 @@
+"""What training buys: the same bytes rounded, rounded with scales trained, and trained for so many minutes.
+
+    python -m bench.qat demo:smollm2 [--calib leads|FILE] [--minutes 4 8 15 30] [--windows 80] [--schemes w2,w2t]
+                        [--known] [--draw FOLDER]
+
+Every row is measured as bench/frontier.py measures its own, on windows that nothing has seen, and remembered beside
+them: a second run measures what is missing. Rounding calibrates on 32,768 tokens of the text, training reads all of it.
+A budget is a whole schedule, from its first rate to nothing, so the rows of one scheme are runs of their own; what they
+say of longer ones is a straight line through the logarithms of divergence and tokens, extrapolated, and no measurement.
+
+Ends with the bars: `w2` trained at most half the divergence of the best affine rounding of as many bytes with scales
+trained, `w2t` at most 0.9 of what recovery makes of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import paretobit
+from bench.frontier_points import Calibration, Made, Ours, Point, sources
+from bench.frontier_rows import Original, Row, Rows, key_of, measure, window_id
+from bench.peers.llama_cpp import kept
+from paretobit import hardware, open_model
+from paretobit.artifact import Artifact
+from paretobit.checkpoint.base import Checkpoint, hash_files
+from paretobit.compress.corpus import gather
+from paretobit.evals.text import encode_windows, read_text
+from paretobit.planfile import ROTATE, uniform
+from paretobit.runtime.tokenizer import Tokenizer
+
+HALF, LESS = 0.5, 0.9
+PASSES = 5  # of two operations a parameter and token: teacher, forward, forward again, backward twice
+GPU = 4e14  # operations a second that one large GPU does of these: a guess, and called one
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One `paretobit train` of so many minutes."""
+
+    scheme: str
+    minutes: float
+    family = "trained"
+    source_grid = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.scheme} trained {self.minutes:g} min"
+
+    def key(self, calibration: Calibration) -> dict[str, object]:
+        return {"scheme": self.scheme, "minutes": self.minutes, "data": hash_files([Path(calibration.calib)])}
+
+    def folder(self, source: Checkpoint) -> Path:
+        return kept(source, "trained") / f"{self.scheme}-{self.minutes:g}"
+
+    def make(self, name: str, source: Checkpoint, calibration: Calibration, again: bool = False) -> Made:
+        out = self.folder(source)
+        stamp = out.with_name(out.name + ".sources")
+        if again or not stamp.exists() or stamp.read_text() != sources():
+            shutil.rmtree(out, ignore_errors=True)
+        time = f"{self.minutes * 60:g}s"
+        fit = paretobit.train(name, to=self.scheme, data=calibration.calib, time=time, out=str(out), overwrite=True)
+        stamp.write_text(sources())
+        command = (
+            f"paretobit train {name} --to {self.scheme} --data {Path(calibration.calib).name} --time {time} -o OUT"
+        )
+        return Made(Artifact(out), fit.size_bytes, fit.seconds, command, f"{self.tokens(source)} tokens")
+
+    def tokens(self, source: Checkpoint) -> int:
+        """Tokens that training has read, each as often as it was read."""
+        rows = map(json.loads, (self.folder(source) / "training.jsonl").read_text().splitlines())
+        return max(int(row.get("tokens", 0)) for row in rows)
+
+
+def turned(source: Checkpoint, scheme: str) -> Ours:
+    """GPTQ onto an affine grid in the basis that the trellis uses: rotated."""
+    plan = uniform(source.arch, source.hash, scheme, None, ("gptq",) * 3, {})
+    path = kept(source, "trained") / f"{scheme}-rotated.plan"
+    path.write_text(
+        paretobit.Plan(plan.model, plan.layers, ({"method": ROTATE, "seed": 0},), settings=plan.settings).to_json()
+    )
+    return Ours("plan", "gptq", {"plan": str(path), "recover": True}, f"{scheme} rotated, scales trained")
+
+
+def contestants(source: Checkpoint, schemes: Sequence[str], minutes: Sequence[float]) -> list[Point | Trained]:
+    found: list[Point | Trained] = []
+    for scheme in schemes:
+        if scheme.endswith("t"):
+            found += [Ours(scheme, "trellis")]
+        else:
+            found += [Ours(scheme, "gptq"), Ours(scheme, "gptq", {"recover": True}, "scales trained")]
+            found += [turned(source, scheme)]
+        found += [Trained(scheme, span) for span in minutes]
+    return found
+
+
+def table(rows: Sequence[Row]) -> str:
+    lines = ["| what | MB | bits per weight | KL | perplexity | same top-1 | tokens |", "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        kl, error = row.mean("kl_divergence")
+        cells = [row.name, f"{row.bytes / 1e6:.2f}", f"{row.bits_per_weight:.3f}", f"{kl:.4f} ± {error or 0:.4f}"]
+        cells += [f"{row.perplexity:.2f}", f"{row.mean('same_top1')[0]:.1%}", row.note.removesuffix(" tokens")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def curve(rows: Sequence[Row], parameters: int) -> str:
+    """The line through the logarithms, and where it leads."""
+    seen = np.log([float(row.note.split()[0]) for row in rows])
+    slope, start = np.polyfit(seen, np.log([row.kl for row in rows]), 1)
+    hour = GPU * 3600 / (2 * PASSES * parameters)
+    at = {hours: float(np.exp(start + slope * np.log(hour * hours))) for hours in (0.1, 1, 10)}
+    guessed = ", ".join(f"{hours:g} h {kl:.3f}" for hours, kl in at.items())
+    return (f"{rows[0].name.split()[0]}: KL falls as tokens^{slope:.3f}; extrapolated to a GPU of {GPU:.0e} operations "
+            f"a second ({hour:.1e} tokens an hour, both guesses): {guessed}")  # fmt: skip
+
+
+def bars(rows: Sequence[Row]) -> list[str]:
+    found = []
+    for scheme, factor in (("w2", HALF), ("w2t", LESS)):
+        mine = [row for row in rows if row.family == "trained" and row.name.split()[0] == scheme]
+        most = max((row.bytes for row in mine), default=0)
+        before = [row for row in rows if row.family != "trained" and row.bytes <= 1.01 * most
+                  and (row.family == "trellis") == scheme.endswith("t")]  # fmt: skip
+        if mine and before:
+            best, rival = min(mine, key=lambda row: row.kl), min(before, key=lambda row: row.kl)
+            ratio = best.kl / rival.kl
+            verdict = "met   " if ratio <= factor else "MISSED"
+            found.append(f"{verdict} {best.name}: {best.kl:.4f} = {ratio:.2f} × {rival.name}'s, {factor} wanted")
+    return found
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for scheme in sorted({row.name.split()[0] for row in rows}):
+        mine = [row for row in rows if row.family == "trained" and row.name.split()[0] == scheme]
+        axes.plot(
+            [float(row.note.split()[0]) for row in mine], [row.kl for row in mine], "o-", label=f"{scheme} trained"
+        )
+    for row in rows:
+        if row.family != "trained":
+            axes.axhline(row.kl, linestyle=":", linewidth=1, color="grey")
+            axes.annotate(
+                row.name, (1, row.kl), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+            )
+    axes.set(xscale="log", yscale="log", xlabel="tokens seen", ylabel="KL divergence (nats)")
+    axes.legend()
+    figure.savefig(path, bbox_inches="tight")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--calib", default="leads")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[4, 8, 15, 30])
+    parser.add_argument("--windows", type=int, default=80)
+    parser.add_argument("--schemes", default="w2,w2t")
+    parser.add_argument("--known", action="store_true", help="measure nothing: print what is known")
+    parser.add_argument("--draw", help="folder for the picture")
+    given = parser.parse_args()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from paretobit.checkpoint.demo_text import held_out_text, other_text
+
+    calib = str(other_text()) if given.calib == "leads" else given.calib
+    source, text = open_model(given.model), Path(held_out_text())
+    calibration = Calibration(calib, 32768, gather(source, calib, 32768, 0, "cpu"))
+    windows = encode_windows(Tokenizer(source.companions), read_text(text), limit=given.windows)
+    ids, known, rows, original = [window_id(window) for window in windows], Rows(), [], None
+    for point in contestants(source, given.schemes.split(","), given.minutes):
+        key = key_of(point, source, calibration)  # type: ignore[arg-type]
+        if known.get(key, ids) is None and not given.known:
+            original = original or Original(source, windows)
+            measure(point, given.model, source, calibration, windows, original, known)  # type: ignore[arg-type]
+        rows += [row for row in [known.get(key, ids)] if row is not None]
+    print(f"{source.name}: {len(windows)} windows of {text.name}; {Path(calib).name}; {hardware.isa()}\n")
+    print("\n".join([table(rows), "", *bars(rows)]))
+    for scheme in given.schemes.split(","):
+        mine = [row for row in rows if row.family == "trained" and row.name.split()[0] == scheme]
+        if len(mine) > 1:
+            print(curve(mine, source.parameters))
+    if given.draw:
+        draw(rows, Path(given.draw) / f"qat-{given.model.rpartition(':')[2]}.svg")
+
+
+if __name__ == "__main__":
+    main()
