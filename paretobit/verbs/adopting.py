@@ -43,7 +43,7 @@ def adopt(source: QuantizedCheckpoint, out: Path, overwrite: bool, how: Sequence
     OPTIONS: nothing asked for is dropped in silence.
     """
     from paretobit import __version__
-    from paretobit.artifact import FORMAT, Artifact, assemble
+    from paretobit.artifact import FORMAT, Artifact, assemble, describe
     from paretobit.planfile import Plan
     from paretobit.reports.card import write_card
     from paretobit.verbs.quantize import Fit
@@ -65,17 +65,10 @@ def adopt(source: QuantizedCheckpoint, out: Path, overwrite: bool, how: Sequence
         with work.open(overwrite):
             layers, units = _packed(source, work)
             floats = {name: str(layer.scheme) for name, layer in layers.items() if name not in source.packed}
-            manifest = {
-                "kind": "model",
-                "format": FORMAT,
-                "fingerprint": fingerprint,
-                "model": {"name": source.name, "hash": source.hash, "bytes_16bit": source.bits16},
-                "calibration": {"source": "none"},
-                "fallbacks": [
-                    {"name": name, "asked": "its own codes", "stored": scheme, "why": WHY}
-                    for name, scheme in floats.items()
-                ],
-            }
+            fallbacks = [
+                {"name": name, "asked": "its own codes", "stored": scheme, "why": WHY} for name, scheme in floats.items()
+            ]
+            manifest = describe(source, fingerprint, {"source": "none"}, fallbacks)
             with work.publish() as folder:
                 assemble(folder, source, Plan(source.hash, layers), manifest, units)
                 write_card(folder)
