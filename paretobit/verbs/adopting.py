@@ -65,9 +65,7 @@ def adopt(source: QuantizedCheckpoint, out: Path, overwrite: bool, how: Sequence
         with work.open(overwrite):
             layers, units = _packed(source, work)
             floats = {name: str(layer.scheme) for name, layer in layers.items() if name not in source.packed}
-            fallbacks = [
-                {"name": name, "asked": "its own codes", "stored": scheme, "why": WHY} for name, scheme in floats.items()
-            ]
+            fallbacks = [{"name": n, "asked": "its own codes", "stored": s, "why": WHY} for n, s in floats.items()]
             manifest = describe(source, fingerprint, {"source": "none"}, fallbacks)
             with work.publish() as folder:
                 assemble(folder, source, Plan(source.hash, layers), manifest, units)
