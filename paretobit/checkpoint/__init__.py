@@ -36,6 +36,7 @@ def open_model(name: str | Path) -> Checkpoint:
 def _folder(path: Path) -> Checkpoint:
     from paretobit.checkpoint.gguf import GgufCheckpoint
     from paretobit.checkpoint.hf import HfCheckpoint
+    from paretobit.checkpoint.paretoq import TrainedCheckpoint, is_trained
     from paretobit.checkpoint.quantized import QuantizedCheckpoint, is_quantized
 
     if (path / "paretobit.json").exists():
@@ -47,6 +48,8 @@ def _folder(path: Path) -> Checkpoint:
         if len(ggufs) > 1:
             raise ParetobitError(f"{path} holds {len(ggufs)} GGUF files", hint=f"name one of them, such as {ggufs[0]}")
         return GgufCheckpoint(ggufs[0])
+    if is_trained(path):
+        return TrainedCheckpoint(path)
     return QuantizedCheckpoint(path) if is_quantized(path) else HfCheckpoint(path)
 
 

@@ -13,6 +13,7 @@ from paretobit.arch.spec import EMBED, HEAD, Arch
 from paretobit.checkpoint.base import COMPANIONS, Checkpoint, hash_files
 from paretobit.errors import ParetobitError
 from paretobit.progress import say
+from paretobit.qtensor import QTensor
 from paretobit.tensorfile import RegularFile, SafetensorsFile
 from paretobit.work import read_json
 
@@ -124,6 +125,10 @@ class HfCheckpoint(Checkpoint):
     def _is_part(self, file: SafetensorsFile, stored: str) -> bool:
         """Whether a tensor is one of the arrays in `packed` that make up another."""
         return False
+
+    def qtensor(self, name: str) -> QTensor:
+        """One of the matrices in `packed`, as its codes are."""
+        raise KeyError(name)
 
     def _check_shapes(self) -> None:
         shapes = {name: shape for name, shape in self._shapes.items() if name not in self.packed}

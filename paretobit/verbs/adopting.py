@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from paretobit.checkpoint.base import Checkpoint
-    from paretobit.checkpoint.quantized import QuantizedCheckpoint
+    from paretobit.checkpoint.hf import HfCheckpoint
     from paretobit.planfile import Layer
     from paretobit.verbs.quantize import Fit
     from paretobit.work import Work
@@ -29,15 +29,15 @@ OPTIONS = (
 )
 
 
-def adoptable(source: Checkpoint) -> TypeGuard[QuantizedCheckpoint]:
+def adoptable(source: Checkpoint) -> TypeGuard[HfCheckpoint]:
     """Whether a model has codes of its own."""
-    from paretobit.checkpoint.quantized import QuantizedCheckpoint
+    from paretobit.checkpoint.hf import HfCheckpoint
 
-    return isinstance(source, QuantizedCheckpoint)
+    return isinstance(source, HfCheckpoint) and bool(source.packed)
 
 
-def adopt(source: QuantizedCheckpoint, out: Path, overwrite: bool, how: Sequence[object]) -> Fit:
-    """Pack GPTQ's, AWQ's or compressed-tensors' codes without another rounding; what has none stays in floats.
+def adopt(source: HfCheckpoint, out: Path, overwrite: bool, how: Sequence[object]) -> Fit:
+    """Pack the codes that the model came with, without another rounding; what has none stays in floats.
 
     Raises ParetobitError on a matrix that lies on none of our grids, and if `how` to round is said, the values of
     OPTIONS: nothing asked for is dropped in silence.
@@ -75,7 +75,7 @@ def adopt(source: QuantizedCheckpoint, out: Path, overwrite: bool, how: Sequence
     return Fit(str(out), made.size_bytes, source.bits16, made.bits_per_weight, time.monotonic() - started, notes)
 
 
-def _packed(source: QuantizedCheckpoint, work: Work) -> tuple[dict[str, Layer], list[Path]]:
+def _packed(source: HfCheckpoint, work: Work) -> tuple[dict[str, Layer], list[Path]]:
     """The plan's layers, and a file for every block with its tensors packed."""
     from paretobit.artifact import float_arrays, stored
     from paretobit.planfile import Layer

@@ -69,7 +69,8 @@ def quantize(
 ) -> Fit:
     """Quantize MODEL (folder, .gguf, hub id or demo:smollm2) into a packed model.
 
-    Of a model in GPTQ's, AWQ's or compressed-tensors' format the own codes stay unless a scheme is asked for.
+    Of a model in GPTQ's, AWQ's, compressed-tensors' or ParetoQ's format the own codes stay, unless a scheme is asked
+    for.
     Interrupted, the same call goes on from the last finished block. Raises ParetobitError on bad input.
     """
     from paretobit.checkpoint import open_model
