@@ -69,8 +69,7 @@ def quantize(
 ) -> Fit:
     """Quantize MODEL (folder, .gguf, hub id or demo:smollm2) into a packed model.
 
-    Of a model in GPTQ's, AWQ's, compressed-tensors' or ParetoQ's format the own codes stay, unless a scheme is asked
-    for.
+    The codes of a GPTQ, AWQ, compressed-tensors or ParetoQ model stay, unless a scheme is asked for.
     Interrupted, the same call goes on from the last finished block. Raises ParetobitError on bad input.
     """
     from paretobit.checkpoint import open_model
