@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -83,9 +83,7 @@ def turned(source: Checkpoint, scheme: str) -> Ours:
     """GPTQ onto an affine grid in the basis that the trellis uses: rotated."""
     plan = uniform(source.arch, source.hash, scheme, None, ("gptq",) * 3, {})
     path = kept(source, "trained") / f"{scheme}-rotated.plan"
-    path.write_text(
-        paretobit.Plan(plan.model, plan.layers, ({"method": ROTATE, "seed": 0},), settings=plan.settings).to_json()
-    )
+    path.write_text(replace(plan, transforms=({"method": ROTATE, "seed": 0},)).to_json())
     return Ours("plan", "gptq", {"plan": str(path), "recover": True}, f"{scheme} rotated, scales trained")
 
 

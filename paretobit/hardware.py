@@ -68,6 +68,13 @@ def cpu_name(root: Path = ROOT) -> str:
     return platform.machine()
 
 
+def cpu_flags(root: Path = ROOT) -> frozenset[str]:
+    """What the first processor says that it can do; empty where the system does not tell."""
+    lines = text_of(root / "proc/cpuinfo").splitlines()
+    found = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return frozenset(found.partition(":")[2].split())
+
+
 def caches(root: Path = ROOT) -> tuple[Cache, ...]:
     """The first processor's data caches, smallest level first; empty where the system does not tell."""
     found = []

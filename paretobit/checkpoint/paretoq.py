@@ -17,14 +17,19 @@ from paretobit.checkpoint.base import hash_files
 from paretobit.checkpoint.hf import CONFIG, HfCheckpoint, canonical
 from paretobit.errors import ParetobitError
 from paretobit.qtensor import QTensor
+from paretobit.scales import HALF_MAX
 from paretobit.scheme import Grid, parse
 from paretobit.tensorfile import SafetensorsFile, row_range, to_float32
 from paretobit.work import read_json
 
 WIDTH, RANGES = "w_bits", "weight_clip_val"
 SCHEMES = {0: "w1.58", 1: "w1", 2: "w2", 3: "w3", 4: "w4"}
-STEPS = {1: 2.0, 1.58: 2 / 3, 2: 0.5}  # of a grid in α; above 2 bits α is the step
-LEAST, LARGEST = 1e-5, 65504.0
+LEAST = 1e-5  # of a range, as in ParetoQ's code: keeps rows of zeros finite
+
+
+def step(grid: Grid) -> float:
+    """scale ÷ α: what a range holds of the grid's steps."""
+    return {1: 2.0, 1.58: 2 / 3, 2: 0.5}.get(grid.bits, 1.0)
 
 
 def is_trained(folder: Path) -> bool:
@@ -78,7 +83,7 @@ class TrainedCheckpoint(HfCheckpoint):
         if not np.isfinite(alpha).all():
             raise ParetobitError(f"{file.path}: {stored} holds values that are not finite", hint="train it again")
         grid = parse(SCHEMES[self.width]).weight
-        scale = np.minimum(alpha * np.float32(STEPS.get(grid.bits, 1.0)), LARGEST).astype(np.float16)
+        scale = np.minimum(alpha * np.float32(step(grid)), HALF_MAX).astype(np.float16)
         return QTensor(codes(super().read(name), alpha, grid), scale, None, grid)
 
     def read(self, name: str, rows: slice | None = None) -> np.ndarray:
@@ -91,5 +96,5 @@ class TrainedCheckpoint(HfCheckpoint):
 def codes(w: np.ndarray, alpha: np.ndarray, grid: Grid) -> np.ndarray:  # (out, in), (out, 1) -> (out, in)
     """uint8 codes of latent weights: the nearest level, ties as ParetoQ's code has them, to even levels."""
     half = np.float32(grid.offset % 1)
-    u = w / (alpha * np.float32(STEPS.get(grid.bits, 1.0)))
+    u = w / (alpha * np.float32(step(grid)))
     return np.clip(np.round(u - half) + half + np.float32(grid.offset), 0, grid.levels - 1).astype(np.uint8)

@@ -21,7 +21,7 @@ from paretobit.compress.model import Decoder
 from paretobit.compress.units import Units
 from paretobit.planfile import Plan, taps
 from paretobit.qtensor import QTensor
-from paretobit.scheme import FLOATS, Grid, parse
+from paretobit.scheme import FLOATS, Grid, Scheme, parse
 
 RANGE = " range"  # after a tensor's name: its ranges, or scales, among the parameters
 KINDS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -77,15 +77,14 @@ class Learner:
             made: Tensor = self._method[name].fake(*self._of(name), self.held[name])
             basis = self._basis[name]
             return made if basis is None else basis.restored(made)
-        weight, kind = self.parameters[name], self._kind(name)
+        weight, kind = self.parameters[name], KINDS[self._scheme(name).weight.kind]
         if kind == torch.float32:
             return weight
         return weight + (weight.detach().to(kind).float() - weight.detach())
 
-    def _kind(self, name: str) -> torch.dtype:
+    def _scheme(self, name: str) -> Scheme:
         """Of a tensor without a grid: as planned, norms and biases in bf16."""
-        layer = self.plan.layers.get(name)
-        return KINDS[layer.scheme.weight.kind] if layer else torch.bfloat16
+        return self.plan.layers[name].scheme if name in self.plan.layers else parse("bf16")
 
     def weights(self, layer: int) -> dict[str, Tensor]:
         return {name: self.value(name) for name in self.arch.block_shapes(layer)}
@@ -137,7 +136,5 @@ class Learner:
             if name in self.grids:
                 found |= {name + suffix: array for suffix, array in stored(self.packed(name)).items()}
             elif not name.endswith(RANGE):
-                layer = self.plan.layers.get(name)
-                scheme = layer.scheme if layer else parse("bf16")
-                found[name] = float_arrays(self.value(name).cpu().numpy(), scheme)[1]
+                found[name] = float_arrays(self.value(name).cpu().numpy(), self._scheme(name))[1]
         return found

@@ -5,9 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from paretobit.arch import Tap
+from paretobit.compress.calibrate import Walk, embed
 from paretobit.compress.model import Decoder, Source
+from paretobit.compress.stats import ABSMAX, TapStats
+from paretobit.compress.world import World
 
-BATCH = 4  # windows at a time
+NEEDS = frozenset({ABSMAX})
 
 
 @torch.inference_mode()
@@ -15,19 +19,12 @@ def ranges(source: Source, ids: np.ndarray) -> dict[str, float]:
     """Tap name -> the largest magnitude of its activation over windows ids, int64 (n, size)."""
     decoder, found = Decoder(source), dict[str, float]()
 
-    def seen(name: str, x: torch.Tensor) -> None:
-        found[name] = max(found.get(name, 0.0), float(x.abs().max()))
+    def visit(tap: Tap, stats: TapStats) -> None:
+        assert stats.absmax is not None
+        found[tap.name] = float(stats.absmax.max())
 
-    for batch in torch.from_numpy(ids).split(BATCH):
-        x = decoder.embed(batch)
-        for layer in range(decoder.arch.layers):
-            steps = decoder.block(layer, decoder.weights(layer), x)
-            while True:
-                try:
-                    name, y, _ = next(steps)
-                except StopIteration as stop:
-                    x = stop.value
-                    break
-                seen(name, y)
-        seen(decoder.arch.head_tap.name, decoder.head_input(x))
+    walk = Walk(decoder, embed(decoder, torch.from_numpy(ids)))
+    for layer in range(decoder.arch.layers):
+        walk.block(layer, decoder.weights(layer), NEEDS, World(), visit)
+    visit(decoder.arch.head_tap, walk.head(NEEDS, World()))
     return found

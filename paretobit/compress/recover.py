@@ -21,7 +21,7 @@ from torch import Tensor
 from paretobit.arch.spec import EMBED, FINAL_NORM, HEAD
 from paretobit.artifact import float_arrays
 from paretobit.checkpoint.base import Checkpoint
-from paretobit.compress.distill import as_original, halved, one_step
+from paretobit.compress.distill import as_original, one_step
 from paretobit.compress.model import Decoder
 from paretobit.compress.units import Units
 from paretobit.compress.world import World
@@ -39,13 +39,11 @@ SAVE_SECONDS = 60
 @dataclass(frozen=True)
 class Recipe:
     """epochs: times that every window is seen; batch: windows a step; rate: of Adam, on factors that start at 1, with a
-    cosine to 0. Each bit beyond 2 halves a tensor's rate twice, as it does the squared error that is to be repaired.
-    half: products are of bf16 numbers."""
+    cosine to 0. Each bit beyond 2 halves a tensor's rate twice, as it does the squared error that is to be repaired."""
 
     epochs: int = 2
     batch: int = 2
     rate: float = 4e-3
-    half: bool = False
 
 
 class Student:
@@ -148,8 +146,7 @@ def run(source: Checkpoint, plan: Plan, windows: np.ndarray, units: list[Path], 
                 group["lr"] = group["share"] * recipe.rate * (1 + math.cos(math.pi * step / len(steps))) / 2
             optimizer.zero_grad()
             ids = torch.from_numpy(windows[steps[step]]).to(student.device)
-            with halved(device, recipe.half):
-                loss = one_step(student, as_original(teacher, ids), ids)
+            loss = one_step(student, as_original(teacher, ids), ids)
             for delta in student.deltas.values():
                 delta.grad = world.total(torch.zeros_like(delta) if delta.grad is None else delta.grad)
             if not math.isfinite(float(world.total(torch.tensor(loss, device=student.device)))):

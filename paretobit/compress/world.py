@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from paretobit import hardware
 from paretobit.compress.stats import TapStats
 from paretobit.errors import ParetobitError
 
@@ -113,11 +113,7 @@ def fast_in_half(device: str) -> bool:
     """Whether bf16 products are faster than float32 ones: on GPUs, and on processors with instructions for them."""
     if device != "cpu":
         return torch.cuda.is_bf16_supported()
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return not hardware.cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
 
 
 def join() -> World:

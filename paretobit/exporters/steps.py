@@ -14,7 +14,7 @@ import numpy as np
 from paretobit import native
 from paretobit.artifact import Artifact
 from paretobit.errors import ParetobitError
-from paretobit.qtensor import QTensor
+from paretobit.qtensor import QTensor, spread
 from paretobit.scheme import FLOATS, Grid, Scheme, parse
 
 ROWS = 4096  # worked on at a time; whole rings of a trellis
@@ -104,8 +104,7 @@ def rounded(w: np.ndarray, scheme: Scheme, name: str) -> Steps:  # (out, in) flo
     grid = scheme.weight
     scale, zero = native.scale_search(np.ascontiguousarray(w), None, grid)
     zeros = np.full(scale.shape, np.float32(grid.offset)) if zero is None else zero.astype(np.float32)
-    group = w.shape[1] if grid.group is None else grid.group
-    wide = [np.repeat(x.astype(np.float32), group, axis=1)[:, : w.shape[1]] for x in (scale, zeros)]
+    wide = [spread(x.astype(np.float32), grid, w.shape[1]) for x in (scale, zeros)]
     codes = np.rint(w / np.where(wide[0] == 0, 1, wide[0]) + wide[1])
     return steps(QTensor(np.clip(codes, 0, grid.levels - 1).astype(np.uint8), scale, zero, grid), name)
 

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from paretobit.checkpoint.paretoq import LEAST, step
 from paretobit.compress.grid import dequant
 from paretobit.errors import ParetobitError
 from paretobit.qtensor import QTensor
 from paretobit.scheme import Grid
 
 KIND = "train"
-LEAST = 1e-5  # of a range, as in ParetoQ's code: keeps rows of zeros finite
 LARGEST = 60000.0  # of a scale: half precision ends at 65504
 WITHIN = 0.499  # of a step: how far a latent weight may start from the level it was rounded to
 SOFT_CLIP = 0.99  # ParetoQ's code at 1.58 and 2 bits; the paper's 1 gives an extra level there
@@ -59,11 +59,6 @@ def begin(w: Tensor, grid: Grid, q: QTensor | None, params: Params) -> tuple[Ten
 
 def hold(latent: Tensor, alpha: Tensor, grid: Grid) -> None:
     """Codes follow from latent weights and ranges at any time: nothing is held between two steps."""
-
-
-def step(grid: Grid) -> float:
-    """scale ÷ α: what a range holds of the grid's steps."""
-    return {1: 2.0, 1.58: 2 / 3, 2: 0.5}.get(grid.bits, 1.0)
 
 
 def clip(grid: Grid) -> tuple[float, float]:

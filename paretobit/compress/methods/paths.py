@@ -22,7 +22,6 @@ from paretobit.qtensor import QTensor
 from paretobit.scheme import Grid
 
 KIND = "train"
-LARGEST = 65504.0
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def begin(w: Tensor, grid: Grid, q: QTensor | None, params: Params) -> tuple[Ten
 
 def hold(latent: Tensor, scale: Tensor, grid: Grid) -> Path:
     """The path nearest to the latent weights."""
-    rows = stored_scale(scale.detach())[:, 0].cpu()
+    rows = trellis.half(scale.detach())[:, 0].cpu()
     weight = trellis.shares(rows, None)
     codes = native.trellis_encode(latent.detach().cpu().numpy(), weight, grid, scale=rows.numpy())
     return kept(codes, grid, latent.device)
@@ -61,10 +60,6 @@ def kept(codes: np.ndarray, grid: Grid, device: torch.device) -> Path:
     return Path(codes, trellis.levels(codes, grid).mul_(2).to(device, torch.int8))
 
 
-def stored_scale(scale: Tensor) -> Tensor:
-    return scale.clamp(0, LARGEST).half().float()
-
-
 def fake(latent: Tensor, scale: Tensor, grid: Grid, held: Path) -> Tensor:
     """What is stored, float32 (out, in), with gradients to the latent weights (straight through) and scales."""
     made: Tensor = _Fake.apply(latent, scale, held.halves)
@@ -72,14 +67,14 @@ def fake(latent: Tensor, scale: Tensor, grid: Grid, held: Path) -> Tensor:
 
 
 def pack(latent: Tensor, scale: Tensor, grid: Grid, held: Path) -> QTensor:
-    return QTensor(held.codes, stored_scale(scale).cpu().numpy().astype(np.float16), None, grid)
+    return QTensor(held.codes, trellis.half(scale).cpu().numpy().astype(np.float16), None, grid)
 
 
 class _Fake(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, latent: Tensor, scale: Tensor, halves: Tensor) -> Tensor:
         ctx.save_for_backward(halves)
-        return stored_scale(scale) * (halves.float() / 2)
+        return trellis.half(scale) * (halves.float() / 2)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]

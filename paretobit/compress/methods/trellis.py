@@ -70,7 +70,7 @@ def run(w: Tensor, stats: TapStats, grid: Grid, params: Params) -> QTensor:
     order, upper, pull = gptq.factor(stats, params)
     w = gptq.caught_up(w, stats, order, upper, params.residual)
     row_weight = stats.row_weight if params.guided else None
-    scale = _half(w.square().mean(1).sqrt() * (params.gain / trellis.deviation(grid)))
+    scale = half(w.square().mean(1).sqrt() * (params.gain / trellis.deviation(grid))).cpu()
     codes = feed_back(w, scale, row_weight, grid, order, upper, pull, params.block)
     for _ in range(params.refits):
         scale = refit(w, codes, grid, stats, params.asymmetric)
@@ -92,7 +92,7 @@ def trusted(params: Params, stats: TapStats) -> Params:
 
 def nearest(w: Tensor, grid: Grid) -> QTensor:
     """w (out, in) float32 -> the QTensor whose path through the trellis is nearest, all columns alike."""
-    scale = _half(w.square().mean(1).sqrt() / trellis.deviation(grid))
+    scale = half(w.square().mean(1).sqrt() / trellis.deviation(grid)).cpu()
     codes = native.trellis_encode(w.cpu().numpy(), shares(scale, None), grid, scale=scale.numpy())
     q = levels(codes, grid)
     scale = _fitted((q * w.cpu()).sum(1), q.square().sum(1))
@@ -107,11 +107,12 @@ def shares(scale: Tensor, row_weight: Tensor | None) -> np.ndarray:
 
 def _fitted(up: Tensor, down: Tensor) -> Tensor:
     """Scales (out,) of a least-squares fit; 0 for a row that lost its codes to far larger ones of its ring."""
-    return _half(torch.where(down > 0, up / down.clamp(min=1e-38), 0.0))
+    return half(torch.where(down > 0, up / down.clamp(min=1e-38), 0.0)).cpu()
 
 
-def _half(scale: Tensor) -> Tensor:
-    return scale.clamp(0, 65504).half().float().cpu()
+def half(scale: Tensor) -> Tensor:
+    """Scales as they are stored."""
+    return scale.clamp(0, 65504).half().float()
 
 
 def feed_back(
