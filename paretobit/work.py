@@ -121,7 +121,8 @@ class Work:
             if child.name != LOCK:
                 shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
 
-    def _remove(self) -> None:
+    def remove(self) -> None:
+        """Leave nothing of the job."""
         self._empty()
         (self.folder / LOCK).unlink()
         self.folder.rmdir()
@@ -135,7 +136,7 @@ class Work:
                 lock = os.open(self.folder / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
                 try:
                     if _locked(lock):
-                        self._remove()
+                        self.remove()
                 finally:
                     os.close(lock)
 
@@ -178,7 +179,7 @@ class Work:
                 self.out.rename(old)
             made.rename(self.out)
             sync(self.out.parent)
-            self._remove()
+            self.remove()
 
 
 def _locked(handle: int) -> bool:

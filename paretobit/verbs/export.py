@@ -123,31 +123,28 @@ def _gathered(notes: tuple[str, ...]) -> tuple[str, ...]:
 
 @contextmanager
 def published(path: Path, suffix: str, overwrite: bool) -> Iterator[Path]:
-    """A path beside `path` to write at, which becomes `path` when the block ends well, and goes when it does not."""
-    from paretobit.work import PARTIAL, disk_errors, sync
+    """A path to write at, which becomes `path` when the block ends well, and goes when it does not."""
+    from paretobit.work import Work, disk_errors, sync
 
     kind = "folder" if not suffix else "file"
     if path.name in ("", "..") or (suffix and path.suffix != suffix):
         raise ParetobitError(f"-o {path} does not name a {kind}", hint=f"choose another, such as model{suffix}")
-    partial = path.with_name(path.name + PARTIAL)
-    with disk_errors(path):
-        _check_free(path, suffix, overwrite)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(partial)
+    with Work(path, "export", {"export": kind}).open(overwrite=False) as work, disk_errors(path):
+        made, old = work.path("out"), work.path("old")
         try:
-            yield partial
-            for file in sorted(partial.rglob("*")) if partial.is_dir() else []:
+            _check_free(path, suffix, overwrite)
+            _remove(made)  # of an export that was killed
+            _remove(old)
+            yield made
+            for file in sorted(made.rglob("*")) if made.is_dir() else []:
                 sync(file)
-            sync(partial)
-            old = path.with_name(path.name + ".replaced")
-            _remove(old)
-            if path.exists() and path.is_dir():
+            sync(made)
+            if path.is_dir():
                 path.rename(old)
-            partial.rename(path)
+            made.rename(path)
             sync(path.parent)
-            _remove(old)
         finally:
-            _remove(partial)
+            work.remove()
 
 
 def _check_free(path: Path, suffix: str, overwrite: bool) -> None:

@@ -88,6 +88,11 @@ def test_what_is_in_the_way(shelf: Shelf, model: Path, form: str, tmp_path: Path
     assert contents(tmp_path) != first
     assert command(*ask, "--overwrite").code == 0
     assert contents(tmp_path) == first  # the same bytes again, and nothing beside them
+    mine = path.with_name(f"{path.name}.work")
+    mine.mkdir()
+    (mine / "letter.txt").write_text("mine")
+    assert "holds letter.txt, which is not paretobit's; hint: " in command(*ask, "--overwrite").error
+    assert contents(mine) == {"letter.txt": b"mine"} and command(*ask[:-1], tmp_path / f"new{path.suffix}").code == 0
     other = tmp_path / f"other{find(form).SUFFIX}"
     if find(form).SUFFIX:
         other.mkdir()
@@ -126,7 +131,8 @@ def test_a_kill_or_a_full_disk_anywhere(shelf: Shelf, form: str, tmp_path: Path)
                 assert "the disk is full; hint: " in Outcome(code, "", err).error
             final = place / target(form)
             if final.exists():
-                assert contents(place) == files
+                work = f"{final.name}.work"
+                assert {name: data for name, data in contents(place).items() if work not in name} == files
             code, err, _ = run(place.name)
             assert code == 0 or "is there already" in err
             assert contents(place) == files
