@@ -26,7 +26,7 @@ from paretobit.compress.model import Decoder
 from paretobit.compress.recover import Recipe
 from paretobit.compress.stats import BESIDE, GUIDE, TapStats
 from paretobit.compress.statsfile import StatsFolder
-from paretobit.compress.world import World
+from paretobit.compress.world import World, fast_in_half
 from paretobit.errors import ParetobitError
 from paretobit.planfile import Layer, Plan, is_embedding
 from paretobit.progress import progress, say
@@ -84,7 +84,8 @@ def announce(job: Job) -> None:
     arch = job.source.arch
     shapes, layers = arch.shapes(), job.plan.layers.items()
     searched = sum(math.prod(shapes[name]) for name, layer in layers if layer.scheme.weight.kind == "trellis")
-    extra = estimate.Extra(searched, tokens * job.recipe.epochs if job.recovers else 0)
+    recovered = tokens * job.recipe.epochs if job.recovers else 0
+    extra = estimate.Extra(searched, recovered, bool(recovered) and fast_in_half(job.device))
     say(estimate.lines(job.source.name, arch, tokens, needs, ROWS_PER_CHUNK, extra))
 
 

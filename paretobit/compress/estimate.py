@@ -34,15 +34,16 @@ FACTOR_MATRICES = 3  # (width, width) matrices held while factoring, beside the 
 @dataclass(frozen=True)
 class Extra:
     """Work beside calibration. searched: weights whose codes are found by a Viterbi search; recovered: tokens, as often
-    as recovery sees them."""
+    as recovery sees them; half: whether its products are of bf16 numbers."""
 
     searched: int = 0
     recovered: int = 0
+    half: bool = False
 
 
-def matmul_flops(products: int = 4) -> float:
-    """float32 operations a second of a 2048 × 2048 product, the median of a few."""
-    a, took = torch.randn(2048, 2048), []
+def matmul_flops(products: int = 4, dtype: torch.dtype = torch.float32) -> float:
+    """Operations a second of a 2048 × 2048 product, the median of a few."""
+    a, took = torch.randn(2048, 2048).to(dtype), []
     for _ in range(products):
         start = time.perf_counter()
         a @ a
@@ -66,8 +67,9 @@ def _streams(arch: Arch, tokens: int, needs: frozenset[str]) -> float:
     return 1 + min(1, paired_tokens(arch) / max(tokens, 1)) if BESIDE & needs else 1
 
 
-def seconds(arch: Arch, tokens: int, needs: frozenset[str], flops: float, extra: Extra = Extra()) -> float:
-    """Predicted duration of one quantization."""
+def seconds(arch: Arch, tokens: int, needs: frozenset[str], flops: float, extra: Extra = Extra(),
+            half_flops: float = 0.0) -> float:  # fmt: skip
+    """Predicted duration of one quantization. flops, half_flops: operations a second of float32 and bf16 products."""
     shapes = [s for s in arch.shapes().values() if len(s) == 2]
     total = WEIGHT_SECONDS * sum(map(math.prod, shapes))
     if needs:
@@ -80,7 +82,8 @@ def seconds(arch: Arch, tokens: int, needs: frozenset[str], flops: float, extra:
         if GUIDE in needs:
             total += GUIDE_PASSES * 2.0 * tokens * sum(map(math.prod, shapes)) / flops
     total += SEARCH_SECONDS * extra.searched
-    return total + RECOVERY_PASSES * 2.0 * extra.recovered * sum(map(math.prod, shapes)) / flops
+    recovering = half_flops if extra.half else flops
+    return total + RECOVERY_PASSES * 2.0 * extra.recovered * sum(map(math.prod, shapes)) / recovering
 
 
 def peak_bytes(arch: Arch, tokens: int, needs: frozenset[str], vocab_rows: int, extra: Extra = Extra()) -> float:
@@ -106,8 +109,9 @@ def peak_bytes(arch: Arch, tokens: int, needs: frozenset[str], vocab_rows: int, 
 def lines(name: str, arch: Arch, tokens: int, needs: Iterable[str], vocab_rows: int, extra: Extra = Extra()) -> str:
     """The announcement, in words."""
     wanted = frozenset(needs)
-    flops = matmul_flops()
-    took, peak = seconds(arch, tokens, wanted, flops, extra), peak_bytes(arch, tokens, wanted, vocab_rows, extra)
+    flops, half_flops = matmul_flops(), matmul_flops(dtype=torch.bfloat16) if extra.half else 0.0
+    took = seconds(arch, tokens, wanted, flops, extra, half_flops)
+    peak = peak_bytes(arch, tokens, wanted, vocab_rows, extra)
     text = f", {tokens} calibration tokens" if wanted else ""
     return f"{name}{text}: about {_minutes(took)} and {peak / 1e9:.1f} GB of memory ({flops / 1e9:.0f} GFLOP/s here)"
 

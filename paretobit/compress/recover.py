@@ -21,10 +21,10 @@ from torch import Tensor
 from paretobit.arch.spec import EMBED, FINAL_NORM, HEAD
 from paretobit.artifact import float_arrays
 from paretobit.checkpoint.base import Checkpoint
-from paretobit.compress.distill import as_original, one_step
+from paretobit.compress.distill import as_original, halved, one_step
 from paretobit.compress.model import Decoder
 from paretobit.compress.units import Units
-from paretobit.compress.world import World
+from paretobit.compress.world import World, fast_in_half
 from paretobit.errors import ParetobitError
 from paretobit.planfile import Plan, is_embedding
 from paretobit.progress import progress
@@ -123,14 +123,15 @@ def run(source: Checkpoint, plan: Plan, windows: np.ndarray, units: list[Path], 
         device: str, world: World) -> Path:  # fmt: skip
     """Train on windows (n, tokens) int64, this process's share; returns a file with the arrays that replace the units'.
 
-    Resumable. Several processes take as many steps as the one with the fewest windows, each with the sum of all
-    gradients; the leader writes.
+    Products are of bf16 numbers where those are faster: SmolLM2 at 3 bits comes to 0.1989 nats instead of 0.1987 in a
+    fifth of the time. Resumable. Several processes take as many steps as the one with the fewest windows, each with the
+    sum of all gradients; the leader writes.
     """
     out, saved = work.path("recovered.safetensors"), work.path("recovery.safetensors")
     if world.least(int(out.exists())):
         return out
     student = Student(source, plan, units, device)
-    parameters = sum(map(math.prod, source.arch.shapes().values()))
+    parameters, half = sum(map(math.prod, source.arch.shapes().values())), fast_in_half(device)
     teacher = Decoder(source, device=device, keep=parameters <= SMALL)
     groups = [{"params": [delta], "share": student.share(name)} for name, delta in student.deltas.items()]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
@@ -146,7 +147,8 @@ def run(source: Checkpoint, plan: Plan, windows: np.ndarray, units: list[Path], 
                 group["lr"] = group["share"] * recipe.rate * (1 + math.cos(math.pi * step / len(steps))) / 2
             optimizer.zero_grad()
             ids = torch.from_numpy(windows[steps[step]]).to(student.device)
-            loss = one_step(student, as_original(teacher, ids), ids)
+            with halved(device, half):
+                loss = one_step(student, as_original(teacher, ids), ids)
             for delta in student.deltas.values():
                 delta.grad = world.total(torch.zeros_like(delta) if delta.grad is None else delta.grad)
             if not math.isfinite(float(world.total(torch.tensor(loss, device=student.device)))):
