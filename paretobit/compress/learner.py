@@ -43,18 +43,19 @@ class Learner:
         found = {consumer: basis_of(plan, tap) for tap in taps(self.arch) for consumer in tap.consumers}
         self._basis = {name: found.get(name) for name in self.grids}
         self.parameters: dict[str, Tensor] = {}
-        self.held: dict[str, Any] = {}
+        self.held: dict[str, Any] = dict.fromkeys(self.grids)
+        codes: dict[str, np.ndarray | None] = {}
         for name in self.arch.shapes():
             weight = torch.from_numpy(source.read(name)).to(device)
             if name in self.grids:
                 q, basis, layer = rounded and rounded.qtensor(name), self._basis[name], plan.layers[name]
                 params = methods.make_params(layer.method, layer.params, "train")
                 turned = weight if basis is None else basis.forward(weight)
-                weight, alpha = self._method[name].begin(turned.cpu(), self.grids[name], q, params)
+                weight, alpha, codes[name] = self._method[name].begin(turned.cpu(), self.grids[name], q, params)
                 self.parameters[name + RANGE] = alpha.to(device).requires_grad_()
             self.parameters[name] = weight.to(device).requires_grad_()
+        self.hold({name: held for name, held in codes.items() if held is not None})
         self._ends: dict[str, Tensor] = {}
-        self.refresh()
 
     def _of(self, name: str) -> tuple[Tensor, Tensor, Grid]:
         return self.parameters[name], self.parameters[name + RANGE], self.grids[name]

@@ -21,6 +21,7 @@ from torch import Tensor
 from paretobit.arch.spec import EMBED, FINAL_NORM, HEAD
 from paretobit.artifact import float_arrays
 from paretobit.checkpoint.base import Checkpoint
+from paretobit.compress import moments
 from paretobit.compress.distill import as_original, halved, one_step
 from paretobit.compress.model import Decoder
 from paretobit.compress.units import Units
@@ -138,7 +139,11 @@ def run(source: Checkpoint, plan: Plan, windows: np.ndarray, units: list[Path], 
     count = world.least(len(windows))
     order = np.concatenate([np.random.default_rng(i).permutation(count) for i in range(recipe.epochs)])
     steps = [order[i : i + recipe.batch] for i in range(0, len(order), recipe.batch)]
-    done, saved_at = _resume(saved, student, optimizer), time.monotonic()
+    done, saved_at = 0, time.monotonic()
+    if saved.exists():
+        file = SafetensorsFile(saved)
+        done = int(file.read_float32("step")[0])
+        moments.restore(file, student.deltas, optimizer, done)
     world.wait()  # until all have read what is saved
     with progress(f"recovering {source.name}", len(steps)) as advance:
         advance(done)
@@ -157,7 +162,8 @@ def run(source: Checkpoint, plan: Plan, windows: np.ndarray, units: list[Path], 
             if not all(torch.isfinite(delta).all() for delta in student.deltas.values()):
                 raise diverged(step)
             if world.leads and time.monotonic() - saved_at > SAVE_SECONDS:
-                _save(saved, student, optimizer, step + 1)
+                state = {"step": np.array([step + 1], np.float32), **moments.kept(student.deltas, optimizer)}
+                write_arrays(saved, state)
                 saved_at = time.monotonic()
             advance(1)
     if world.leads:
@@ -168,30 +174,3 @@ def run(source: Checkpoint, plan: Plan, windows: np.ndarray, units: list[Path], 
 
 def diverged(step: int) -> ParetobitError:
     return ParetobitError(f"recovery diverged at step {step}", hint="leave it out with --no-recover")
-
-
-def _save(path: Path, student: Student, optimizer: torch.optim.Adam, step: int) -> None:
-    arrays = {"step": np.array([step], np.float32)}
-    for name, delta in student.deltas.items():
-        state = optimizer.state[delta]
-        parts = {"delta": delta.detach(), "first": state["exp_avg"], "second": state["exp_avg_sq"]}
-        arrays |= {f"{kind} {name}": value.cpu().numpy() for kind, value in parts.items()}
-    write_arrays(path, arrays)
-
-
-def _resume(path: Path, student: Student, optimizer: torch.optim.Adam) -> int:
-    """Go on from what `_save` left; returns the steps that are done."""
-    if not path.exists():
-        return 0
-    file = SafetensorsFile(path)
-    step = int(file.read_float32("step")[0])
-    for name, delta in student.deltas.items():
-        read = {k: torch.from_numpy(file.read_float32(f"{k} {name}")) for k in ("delta", "first", "second")}
-        with torch.no_grad():
-            delta.copy_(read["delta"])
-        optimizer.state[delta] = {
-            "step": torch.tensor(float(step)),
-            "exp_avg": read["first"].to(delta.device),
-            "exp_avg_sq": read["second"].to(delta.device),
-        }
-    return step

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from paretobit.checkpoint.base import Checkpoint
+from paretobit.compress import moments
 from paretobit.compress.distill import Target, as_original, as_text, halved, one_step
 from paretobit.compress.learner import RANGE, Learner
 from paretobit.compress.model import Decoder
@@ -198,7 +199,8 @@ class Training:
                     saved_at = time.monotonic()
                 show(self.way() - shown)
                 shown = self.way()
-        self.learner.refresh()
+        if self.step % self.recipe.refresh:
+            self.learner.refresh()
         if self.step > self._looked:
             self._look()
         if self.world.leads:
@@ -249,10 +251,7 @@ class Training:
             return
         counts = np.array([self.step, self.tokens, self._looked], np.int64)
         arrays = {"counts": counts, "elapsed": np.array([self.elapsed])}
-        for name, value in self.learner.parameters.items():
-            state = self.optimizer.state[value]
-            parts = {"value": value.detach(), "first": state["exp_avg"], "second": state["exp_avg_sq"]}
-            arrays |= {f"{kind} {name}": part.cpu().numpy() for kind, part in parts.items()}
+        arrays |= moments.kept(self.learner.parameters, self.optimizer)
         arrays |= {f"codes {name}": codes for name, codes in self._codes.items()}
         held = {name: self.learner.packed(name).codes for name, kept in self.learner.held.items() if kept is not None}
         arrays |= {f"held {name}": codes for name, codes in held.items()}
@@ -267,12 +266,7 @@ class Training:
         file = SafetensorsFile(path)
         self.step, self.tokens, self._looked = (int(n) for n in file.read_raw("counts"))
         self.elapsed = float(file.read_raw("elapsed")[0])
-        for name, value in self.learner.parameters.items():
-            read = {k: torch.from_numpy(file.read_float32(f"{k} {name}")) for k in ("value", "first", "second")}
-            with torch.no_grad():
-                value.copy_(read["value"])
-            moments = {"exp_avg": read["first"].to(value.device), "exp_avg_sq": read["second"].to(value.device)}
-            self.optimizer.state[value] = {"step": torch.tensor(float(self.step)), **moments}
+        moments.restore(file, self.learner.parameters, self.optimizer, self.step)
         self._codes = {name: file.read_raw(f"codes {name}") for name in self._codes}
         self.learner.hold({n: file.read_raw(f"held {n}") for n, kept in self.learner.held.items() if kept is not None})
         if self.world.leads:

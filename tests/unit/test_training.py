@@ -107,7 +107,7 @@ def test_what_is_packed_is_what_was_trained(model: Path, tmp_path: Path, to: str
         loss.backward()
         optimizer.step()
         trainable.refresh()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
     packed = save_quantized(trainable, str(tmp_path / "out"))
     for name in packed.arch.shapes():

@@ -47,14 +47,14 @@ def trains(grid: Grid) -> bool:
     return grid.kind == "affine" and grid.zero != "stored"
 
 
-def begin(w: Tensor, grid: Grid, q: QTensor | None, params: Params) -> tuple[Tensor, Tensor]:
-    """(latent weights (out, in), ranges (out, groups)) for the weights w. With q, which another method made of them,
-    they round to q, and are as near to w as q's codes allow."""
+def begin(w: Tensor, grid: Grid, q: QTensor | None, params: Params) -> tuple[Tensor, Tensor, None]:
+    """(latent weights (out, in), ranges (out, groups), codes to hold: none) for the weights w. With q, which another
+    method made of them, they round to q, and are as near to w as q's codes allow."""
     if q is None:
-        return w, initial(w, grid, params.start)
+        return w, initial(w, grid, params.start), None
     scale = torch.from_numpy(q.scale.astype(np.float32))
     level, reach = dequant(q), WITHIN * spread(scale, grid, w.shape[1]).abs()
-    return level + (w - level).clamp(-reach, reach), of_scale(scale, grid)
+    return level + (w - level).clamp(-reach, reach), of_scale(scale, grid), None
 
 
 def hold(latent: Tensor, alpha: Tensor, grid: Grid) -> None:

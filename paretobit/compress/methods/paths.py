@@ -41,10 +41,10 @@ def trains(grid: Grid) -> bool:
     return grid.kind == "trellis"
 
 
-def begin(w: Tensor, grid: Grid, q: QTensor | None, params: Params) -> tuple[Tensor, Tensor]:
-    """(latent weights (out, in), scales (out, 1)) of the path q, or of the one that is nearest to w."""
+def begin(w: Tensor, grid: Grid, q: QTensor | None, params: Params) -> tuple[Tensor, Tensor, np.ndarray]:
+    """(latent weights (out, in), scales (out, 1), codes to hold) of the path q, or of the one that is nearest to w."""
     q = q or trellis.nearest(w, grid)
-    return torch.from_numpy(native.dequant(q)), torch.from_numpy(q.scale.astype(np.float32))
+    return torch.from_numpy(native.dequant(q)), torch.from_numpy(q.scale.astype(np.float32)), q.codes
 
 
 def hold(latent: Tensor, scale: Tensor, grid: Grid) -> Path:
