@@ -41,6 +41,7 @@ void Session::compute(float* logits) {
   for (size_t layer = 0; layer < config_.layers(); ++layer) {
     project_heads(layer);
     store_heads(layer);
+    if (shape_.coded) encode_heads(layer);
     if (layer + 1 == config_.layers()) active_ = {wanted_.data(), wanted_.size()};
     if (active_.size == 0) return;
     attend(layer);
@@ -237,17 +238,17 @@ void Session::project_logits(float* logits) {
 
 // ---- attention
 
-// Norms and turns the heads of q and k, scales q, and moves k and v into the cache. Split by heads first: the positions
-// of one head lie side by side there.
+// Norms and turns the heads of q and k, scales q, and moves k and v into the cache, of a small one rotated as q is then.
+// Split by heads first: the positions of one head lie side by side there.
 void Session::store_heads(size_t layer) {
   const size_t heads = config_.heads + 2 * config_.kv_heads, count = tokens_.size();
   split(heads * count, config_.head_dim * 16, [&](Range mine, size_t thread) {
     for (size_t i = mine.first; i < mine.last; ++i)
-      store_head(layer, i / count, i % count, scratch_[thread].halves.get());
+      store_head(layer, i / count, i % count, scratch_[thread]);
   });
 }
 
-void Session::store_head(size_t layer, size_t head, size_t t, uint16_t* halves) {
+void Session::store_head(size_t layer, size_t head, size_t t, Scratch& scratch) {
   const Config& c = config_;
   const size_t d = c.head_dim, width = padded_head(d);
   const bool is_q = head < c.heads, is_v = head >= c.heads + c.kv_heads;
@@ -260,14 +261,32 @@ void Session::store_head(size_t layer, size_t head, size_t t, uint16_t* halves) 
     const float* cosines = angles_.get() + (c.rope_of[layer] * kChunk + t) * d;
     kernels_.rotate(x, cosines, cosines + d / 2, d / 2);
   }
+  if (shape_.rotation) turn(x, scratch, false);
   if (is_q) return kernels_.scale(x, c.attn_scale, d);
   const Token& token = tokens_[t];
   const size_t kv = head - c.heads - (is_v ? c.kv_heads : 0), at = token.position % kPositions;
-  uint16_t* block = token.slot->blocks[token.position / kPositions].get();
-  uint16_t* keys = block + (layer * c.kv_heads + kv) * kPositions * (d + width);
+  uint16_t* keys = token.cache->head(token.position / kPositions, layer, kv);
   if (is_v) return kernels_.to_half(x, keys + kPositions * d + at * width, d);
-  kernels_.to_half(x, halves, d);
-  for (size_t channel = 0; channel < d; ++channel) keys[channel * kPositions + at] = halves[channel];
+  kernels_.to_half(x, scratch.halves.get(), d);
+  for (size_t channel = 0; channel < d; ++channel) keys[channel * kPositions + at] = scratch.halves.get()[channel];
+}
+
+// Into the basis in which a small cache keeps heads, or back.
+void Session::turn(float* head, Scratch& scratch, bool back) const {
+  float* turned = scratch.rotated.get();
+  (back ? kernels_.unrotate_inputs : kernels_.rotate_inputs)(shape_.rotation->view(), head, turned);
+  std::copy_n(turned, config_.head_dim, head);
+}
+
+void Session::encode_heads(size_t layer) {
+  for (const Run& run : runs_) {
+    const Cache::Range due = run.cache->due(run.count);
+    split((due.last - due.first) * config_.kv_heads, kWorthSharing, [&](Range mine, size_t thread) {
+      for (size_t i = mine.first; i < mine.last; ++i)
+        run.cache->encode(kernels_, due.first + i / config_.kv_heads, layer, i % config_.kv_heads,
+                          scratch_[thread].codes.get());
+    });
+  }
 }
 
 void Session::attend(size_t layer) {
@@ -277,12 +296,12 @@ void Session::attend(size_t layer) {
   // On average; a query's two products with a position cost about as much as reading so many bytes.
   const size_t bytes = seen / active_.size * config_.head_dim * 4;
   split(config_.heads * active_.size, bytes,
-        [&](Range mine, size_t thread) { attend(layer, mine.first, mine.last, scratch_[thread].attend.get()); });
+        [&](Range mine, size_t thread) { attend(layer, mine.first, mine.last, scratch_[thread]); });
 }
 
 // Queries [first, last) of all in the order (key-value head, token, head of its group): those beside each other share
 // keys where they can.
-void Session::attend(size_t layer, size_t first, size_t last, float* scratch) {
+void Session::attend(size_t layer, size_t first, size_t last, Scratch& scratch) {
   const Config& c = config_;
   const size_t d = c.head_dim, width = padded_head(d), group = c.heads / c.kv_heads;
   const size_t q_size = c.heads * d, stride = q_size + 2 * c.kv_heads * d;
@@ -295,17 +314,23 @@ void Session::attend(size_t layer, size_t first, size_t last, float* scratch) {
       const Range queries = overlap({first, last}, {start, start + count * group});
       if (queries.first < queries.last) {
         AttendArgs args;
-        args.blocks = run.slot->pointers.data();
+        args.blocks = run.cache->blocks();
         args.offset = (layer * c.kv_heads + kv) * kPositions * (d + width);
         args.head_dim = d, args.width = width, args.group = group;
         args.window = c.windows[layer];
-        args.position = run.slot->length + skipped;
+        args.position = run.cache->length() + skipped;
         args.q = qkv_.get() + (run.first + skipped) * stride + kv * group * d;
         args.q_stride = stride;
         args.out = attended_.get() + index * q_size + kv * group * d;
         args.out_stride = q_size;
-        args.scratch = scratch;
+        args.scratch = scratch.attend.get();
+        args.coded = shape_.coded ? &*shape_.coded : nullptr;
+        args.spans = run.cache->spans();
+        args.coded_head = layer * c.kv_heads + kv, args.recent = shape_.recent;
+        args.int8 = int8_;
         kernels_.attend(args, queries.first - start, queries.last - start);
+        for (size_t i = queries.first - start; shape_.rotation && i < queries.last - start; ++i)
+          turn(args.out + i / group * q_size + i % group * d, scratch, true);
       }
       index += count;
     }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "matrix.h"
+#include "pack.h"
 #include "rotation.h"
 
 namespace paretobit {
@@ -74,6 +75,39 @@ constexpr size_t kQueries = 32;    // whose attention is worked out together
 // Floats of a head in the key-value cache, whole lanes.
 constexpr size_t padded_head(size_t head_dim) { return (head_dim + 15) / 16 * 16; }
 
+constexpr size_t kSpan = 8;            // blocks whose codes of a head lie together, so that memory streams
+constexpr size_t kMostCodedHead = 1024;  // channels
+
+// A head's block in a few bits (paretobit/kv.py): packed as weights are, keys as a matrix (kPositions, head_dim) and values
+// as one (head_dim, kPositions), on a grid around 0. Behind keys' codes lie their fp16 scales, one a position, or one a
+// channel and then a centre a channel; behind values' codes theirs, one a position.
+struct Coded {
+  Layout keys, values;
+  bool by_channel;
+  int levels;
+  size_t key_scales, value_codes, value_scales, bytes;  // where they begin, and the bytes of all
+  std::vector<uint16_t> ones;  // fp16: the scales of rows where columns have them
+
+  Coded(Format format, size_t head_dim, bool channels)
+      : keys(format, kPositions, head_dim, head_dim), values(format, head_dim, kPositions, kPositions),
+        by_channel(channels), levels(levels_of(format)), key_scales(keys.tiles * keys.tile_bytes),
+        value_codes(key_scales + (channels ? (4 * head_dim + 63) / 64 * 64 : 2 * kPositions)),
+        value_scales(value_codes + values.tiles * values.tile_bytes), bytes(value_scales + 2 * kPositions),
+        ones(std::max(keys.tiles * keys.tile, values.tiles * values.tile), 0x3C00) {}
+};
+
+// Rows of halves rounded to a grid of `levels` around a centre, which is 0 or lies in the middle of each row's range:
+// element i of row r is x[r * row + i * step], its code goes to codes[r * code_row + i * code_step].
+struct RoundArgs {
+  const uint16_t* x;
+  size_t rows, count, row, step;
+  int levels;
+  uint16_t* scale;   // fp16 (rows,)
+  uint16_t* centre;  // fp16 (rows,), or null for 0
+  uint8_t* codes;
+  size_t code_row, code_step;
+};
+
 // Queries of consecutive tokens of one sequence, which share a key-value head: query i is head i % group of token
 // i / group. A cache block holds fp16 keys (head_dim, kPositions), then values (kPositions, width), at `offset`.
 struct AttendArgs {
@@ -88,10 +122,20 @@ struct AttendArgs {
   float* out;  // likewise
   size_t out_stride;
   float* scratch;  // attend_scratch(head_dim) floats
+
+  // Of a small cache: tokens read blocks as codes, but for their own and the `recent` before it; head `coded_head` of
+  // block b begins at spans[b / kSpan] + (coded_head * kSpan + b % kSpan) * coded->bytes. int8: queries and weights that
+  // meet codes are rounded to eight bits.
+  const Coded* coded = nullptr;
+  const uint8_t* const* spans = nullptr;
+  size_t coded_head = 0, recent = 0;
+  bool int8 = true;
 };
 
+// A block of halves as floats; the states of queries; queries, weights and products that meet codes.
 constexpr size_t attend_scratch(size_t head_dim) {
-  return kPositions * (head_dim + padded_head(head_dim)) + kQueries * (32 + padded_head(head_dim));
+  return kPositions * (head_dim + padded_head(head_dim)) + kQueries * (32 + padded_head(head_dim)) +
+         kQueries * (padded_head(head_dim) + 2 * kPositions + head_dim);
 }
 
 struct Kernels {
@@ -128,6 +172,7 @@ struct Kernels {
   void (*rotate)(float* head, const float* cosines, const float* sines, size_t half);
   // To fp16, ties to even; beyond 65504 comes infinity.
   void (*to_half)(const float* from, uint16_t* to, size_t count);
+  void (*round_rows)(const RoundArgs&);
   // The input (width,) of a linear layer to the basis of its rotated weights, and back; out is another array.
   void (*rotate_inputs)(const Rotation&, const float* x, float* out);
   void (*unrotate_inputs)(const Rotation&, const float* x, float* out);

@@ -189,6 +189,88 @@ void attend_heads(size_t heads, const AttendArgs& a, const T* keys, const T* val
   }
 }
 
+// ---- the same on codes: a block's keys and values are matrices, queries and weights the vectors that they multiply
+
+// Vectors laid out for the columns of one matrix, as numbers or in int8.
+struct Ready {
+  bool int8;
+  float* values;  // (kQueries, padded); codes take their place
+  float scales[kQueries * (kMostCodedHead / 64)];
+  int32_t sums[kQueries * (kMostCodedHead / 64)];
+
+  Ready(bool eight_bits, float* room) : int8(eight_bits), values(room) {}
+  int8_t* codes() const { return reinterpret_cast<int8_t*>(values); }
+  void put(const Layout& l, size_t i, const float* x) {
+    if (int8)
+      quantize(l, x, codes() + i * l.padded, scales + i * l.blocks, sums + i * l.blocks);
+    else
+      spread(l, x, values + i * l.padded);
+  }
+  Inputs get(const Layout& l, size_t first, size_t last) const {
+    if (!int8) return {last - first, values + first * l.padded};
+    const size_t at = first * l.blocks;
+    return {last - first, nullptr, codes() + first * l.padded, scales + at, sums + at};
+  }
+};
+
+PARETOBIT_INLINE const float* query(const AttendArgs& a, size_t i) {
+  return a.q + i / a.group * a.q_stride + i % a.group * a.head_dim;
+}
+
+PARETOBIT_INLINE size_t oldest(const AttendArgs& a, size_t position) {
+  return position < a.window ? 0 : position + 1 - a.window;
+}
+
+// Makes a query ready for a block whose keys have scales by channel; what their centres add to its scores.
+PARETOBIT_INLINE float fold_channels(const Coded& c, const float* q, const uint16_t* scales, size_t i, Ready& ready) {
+  float folded[kMostCodedHead + 16];
+  const size_t d = c.keys.columns;
+  Lanes centres = all(0.0f);
+  for (size_t at = 0; at < d; at += 16) {
+    uint16_t scale[16] = {}, centre[16] = {};
+    const size_t count = std::min<size_t>(16, d - at);
+    std::memcpy(scale, scales + at, count * sizeof *scale), std::memcpy(centre, scales + d + at, count * sizeof *centre);
+    const Lanes x = load_some(q + at, count);
+    store(folded + at, x * from_half(scale));
+    centres = centres + x * from_half(centre);
+  }
+  ready.put(c.keys, i, folded);
+  return tree_sum(centres);
+}
+
+// Queries [from, to) meet a block of codes, whose every position lies before their tokens'; queries count from `first`
+// in `queries` and `states`.
+void attend_codes(const AttendArgs& a, size_t block, size_t first, size_t from, size_t to, Ready& queries, Ready& weights,
+                  float* scores, float* states) {
+  const Coded& c = *a.coded;
+  const size_t d = a.head_dim, stride = kValues + a.width, start = block * kPositions;
+  const uint8_t* at = a.spans[block / kSpan] + (a.coded_head * kSpan + block % kSpan) * c.bytes;
+  const auto* key_scales = reinterpret_cast<const uint16_t*>(at + c.key_scales);
+  const auto* value_scales = reinterpret_cast<const uint16_t*>(at + c.value_scales);
+  float added[kQueries] = {}, *products = scores + kQueries * kPositions;
+  if (c.by_channel)
+    for (size_t i = from; i < to; ++i) added[i - first] = fold_channels(c, query(a, i), key_scales, i - first, queries);
+  const Matrix keys{c.keys, at, c.by_channel ? c.ones.data() : key_scales, nullptr, c.levels - 1};
+  multiply(keys, queries.get(c.keys, from - first, to - first), 0, c.keys.tiles, scores, kPositions);
+  for (size_t i = from; i < to; ++i) {
+    const size_t seen = oldest(a, a.position + i / a.group);
+    float* own = scores + (i - from) * kPositions;
+    Lanes top = all(-__builtin_inff());
+    for (size_t p = 0; p < kPositions; p += 16) store(own + p, load(own + p) + all(added[i - first]));
+    for (size_t p = start; p < seen; ++p) own[p - start] = -__builtin_inff();
+    for (size_t p = 0; p < kPositions; p += 16) top = most(top, load(own + p));
+    weigh(states + (i - first) * stride, highest(top), a.width, 0, kPositions, own);
+    for (size_t p = 0; p < kPositions; p += 16) store(own + p, load(own + p) * from_half(value_scales + p));
+    weights.put(c.values, i - from, own);
+  }
+  const Matrix values{c.values, at + c.value_codes, c.ones.data(), nullptr, c.levels - 1};
+  multiply(values, weights.get(c.values, 0, to - from), 0, c.values.tiles, products, d);
+  for (size_t i = from; i < to; ++i) {
+    float *sum = states + (i - first) * stride + kValues, *product = products + (i - from) * d;
+    for (size_t k = 0; k < d; k += 16) store(sum + k, load(sum + k) + load_some(product + k, d - k));
+  }
+}
+
 // At most kQueries queries, block by block. Where several tokens or many heads read a block, it is widened
 // once.
 void attend_some(const AttendArgs& a, size_t first, size_t last) {
@@ -196,33 +278,46 @@ void attend_some(const AttendArgs& a, size_t first, size_t last) {
   const size_t width = a.width, stride = kValues + width, keys_size = a.head_dim * kPositions;
   float* wide = a.scratch;
   float* states = a.scratch + keys_size + kPositions * width;
+  Ready queries(a.int8, states + kQueries * stride), weights(a.int8, queries.values + kQueries * width);
+  float* scores = weights.values + kQueries * kPositions;
   for (size_t i = 0; i < last - first; ++i) {
     std::memset(states + i * stride, 0, stride * sizeof(float));
     states[i * stride] = -__builtin_inff();
   }
-  const auto oldest = [&](size_t position) { return position < a.window ? 0 : position + 1 - a.window; };
+  if (a.coded && !a.coded->by_channel)
+    for (size_t i = first; i < last; ++i) queries.put(a.coded->keys, i - first, query(a, i));
   const size_t newest = a.position + (last - 1) / a.group;
-  for (size_t block = oldest(a.position + first / a.group) / kPositions; block <= newest / kPositions;
+  for (size_t block = oldest(a, a.position + first / a.group) / kPositions; block <= newest / kPositions;
        ++block) {
     const size_t start = block * kPositions;
+    size_t halves = last;  // the first query that reads the block as codes
+    if (a.coded) {
+      // Of the tokens that position `at` and those before it belong to, the queries.
+      const auto before = [&](size_t at) {
+        return std::min(last, std::max(first, at > a.position ? (at - a.position) * a.group : 0));
+      };
+      halves = before((block + a.recent + 1) * kPositions);
+      const size_t end = before(start + kPositions - 1 + a.window);
+      if (halves < end) attend_codes(a, block, first, halves, end, queries, weights, scores, states);
+      if (halves == first) continue;
+    }
     const uint16_t* keys = a.blocks[block] + a.offset;
     const uint16_t* values = keys + keys_size;
-    if (last - first > kTogether) {
+    if (halves - first > kTogether) {
       const size_t seen = keys_size + std::min(newest + 1 - start, kPositions) * width;
       for (size_t i = 0; i < seen; i += 16) store(wide + i, from_half(keys + i));
     }
-    for (size_t i = first, heads; i < last; i += heads) {
-      const size_t token = i / a.group, position = a.position + token, head = i % a.group;
-      heads = std::min({kTogether, last - i, a.group - head});
-      const size_t begin = std::max(oldest(position), start),
+    for (size_t i = first, heads; i < halves; i += heads) {
+      const size_t position = a.position + i / a.group;
+      heads = std::min({kTogether, halves - i, a.group - i % a.group});
+      const size_t begin = std::max(oldest(a, position), start),
                    end = std::min(position + 1, start + kPositions);
       if (begin >= end) continue;
-      const float* q = a.q + token * a.q_stride + head * a.head_dim;
       float* state = states + (i - first) * stride;
-      if (last - first > kTogether)
-        attend_heads(heads, a, wide, wide + keys_size, q, begin - start, end - start, state);
+      if (halves - first > kTogether)
+        attend_heads(heads, a, wide, wide + keys_size, query(a, i), begin - start, end - start, state);
       else
-        attend_heads(heads, a, keys, values, q, begin - start, end - start, state);
+        attend_heads(heads, a, keys, values, query(a, i), begin - start, end - start, state);
     }
   }
   for (size_t i = first; i < last; ++i) {

@@ -49,4 +49,4 @@
   extern const Kernels kKernels;                                                                                 \
   const Kernels kKernels{name,     search_rows, feed_back_rows<float>, feed_back_rows<double>, trellis, quantize,     \
                          spread,   multiply,    row,                   read_words,             rms_norm, add, scale,  \
-                         gate,     rotate,      to_half,               rotate_inputs,          unrotate_inputs, attend};
+                         gate,     rotate,      to_half,               round_rows,             rotate_inputs, unrotate_inputs, attend};

@@ -22,16 +22,16 @@ const Model& sealed(const Model& model) {
   return model;
 }
 
-size_t blocks_for(size_t positions) { return (positions + kPositions - 1) / kPositions; }
-
 }  // namespace
 
-Session::Session(const Model& model, const Kernels& kernels, size_t threads, bool int8, size_t context)
+Session::Session(const Model& model, const Kernels& kernels, size_t threads, bool int8, size_t context,
+                 const CacheScheme& cache)
     : model_(sealed(model)),
       config_(model.config()),
       kernels_(kernels),
       int8_(int8),
       context_(within(context, config_.positions, "context")),
+      shape_(cache, config_.layers(), config_.kv_heads, config_.head_dim),
       pool_(within(threads, kMostThreads, "threads")),
       scratch_(pool_.size()),
       sets_(make_sets()) {
@@ -42,6 +42,7 @@ Session::Session(const Model& model, const Kernels& kernels, size_t threads, boo
     scratch.rotated = Buffer<float>(std::max({c.hidden, q, c.intermediate}));
     scratch.attend = Buffer<float>(attend_scratch(c.head_dim));
     scratch.halves = Buffer<uint16_t>(c.head_dim);
+    if (shape_.coded) scratch.codes = Buffer<uint8_t>(kPositions * c.head_dim);
   }
   x_ = Buffer<float>(kChunk * c.hidden);
   angles_ = Buffer<float>(c.ropes.size() * kChunk * c.head_dim);
@@ -91,7 +92,7 @@ std::vector<Session::Set> Session::make_sets() const {
 
 size_t Session::open() {
   std::lock_guard<std::mutex> hold(mutex_);
-  slots_[opened_];
+  slots_.emplace(opened_, shape_);
   return opened_++;
 }
 
@@ -100,7 +101,7 @@ void Session::close(size_t id) {
   require(slots_.erase(id) == 1, "the sequence is not open");
 }
 
-const Session::Slot& Session::slot(size_t id) const {
+const Cache& Session::slot(size_t id) const {
   const auto found = slots_.find(id);
   require(found != slots_.end(), "the sequence is not open");
   return found->second;
@@ -108,29 +109,21 @@ const Session::Slot& Session::slot(size_t id) const {
 
 size_t Session::length(size_t id) const {
   std::lock_guard<std::mutex> hold(mutex_);
-  return slot(id).length;
+  return slot(id).length();
 }
 
 void Session::truncate(size_t id, size_t length) {
   std::lock_guard<std::mutex> hold(mutex_);
-  Slot& s = slot(id);
-  require(length <= s.length, "a sequence has no positions to forget there");
-  s.length = length;
-  s.blocks.resize(std::min(blocks_for(length), s.blocks.size()));
-  s.pointers.resize(s.blocks.size());
-}
-
-// Halves of `kPositions` positions, every layer's and every head's.
-size_t Session::block_size() const {
-  return config_.layers() * config_.kv_heads * kPositions *
-         (config_.head_dim + padded_head(config_.head_dim));
+  Cache& cache = slot(id);
+  require(length <= cache.length(), "a sequence has no positions to forget there");
+  cache.truncate(length, kernels_);
 }
 
 size_t Session::kv_bytes() const {
   std::lock_guard<std::mutex> hold(mutex_);
-  size_t blocks = 0;
-  for (const auto& entry : slots_) blocks += entry.second.blocks.size();
-  return blocks * block_size() * sizeof(uint16_t);
+  size_t bytes = 0;
+  for (const auto& entry : slots_) bytes += entry.second.bytes();
+  return bytes;
 }
 
 void Session::check(const std::vector<Feed>& feeds, size_t logits_size) const {
@@ -141,7 +134,7 @@ void Session::check(const std::vector<Feed>& feeds, size_t logits_size) const {
     require(seen.insert(feed.slot).second, "a sequence stands twice in a step");
     require(size >= 1 && size <= kChunk - count, "a step takes 1..." + std::to_string(kChunk) + " tokens");
     require(feed.first <= size, "logits are wanted of tokens that do not come");
-    require(size <= context_ - slot(feed.slot).length, "the context is full");
+    require(size <= context_ - slot(feed.slot).length(), "the context is full");
     for (size_t i = 0; i < size; ++i)
       require(feed.tokens.data[i] >= 0 && size_t(feed.tokens.data[i]) < config_.vocab,
               "a token outside the vocabulary");
@@ -151,35 +144,23 @@ void Session::check(const std::vector<Feed>& feeds, size_t logits_size) const {
   require(logits_size == wanted * config_.vocab, "logits of the wrong size");
 }
 
-void Session::reserve(const std::vector<Feed>& feeds) {
-  for (const Feed& feed : feeds) {
-    Slot& s = slot(feed.slot);
-    const size_t blocks = blocks_for(s.length + feed.tokens.size);
-    s.pointers.reserve(blocks);
-    while (s.blocks.size() < blocks) {
-      s.blocks.emplace_back(block_size());
-      s.pointers.push_back(s.blocks.back().get());
-    }
-  }
-}
-
 void Session::step(const std::vector<Feed>& feeds, float* logits, size_t logits_size) {
   std::lock_guard<std::mutex> hold(mutex_);
   check(feeds, logits_size);
   if (feeds.empty()) return;
   pool_.check_process();
-  reserve(feeds);
+  for (const Feed& feed : feeds) slot(feed.slot).reserve(feed.tokens.size);
   tokens_.clear(), runs_.clear(), wanted_.clear();
   for (const Feed& feed : feeds) {
-    const Slot& s = slot(feed.slot);
+    const Cache& s = slot(feed.slot);
     runs_.push_back({&s, tokens_.size(), feed.tokens.size, feed.tokens.size - feed.first});
     for (size_t i = 0; i < feed.tokens.size; ++i) {
       if (i >= feed.first) wanted_.push_back(tokens_.size());
-      tokens_.push_back({feed.tokens.data[i], s.length + i, &s});
+      tokens_.push_back({feed.tokens.data[i], s.length() + i, &s});
     }
   }
   compute(logits);
-  for (const Feed& feed : feeds) slot(feed.slot).length += feed.tokens.size;
+  for (const Feed& feed : feeds) slot(feed.slot).append(feed.tokens.size);
 }
 
 }  // namespace paretobit

@@ -3,40 +3,17 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <initializer_list>
 #include <map>
-#include <memory>
 #include <mutex>
-#include <new>
 #include <vector>
 
+#include "cache.h"
 #include "kernels.h"
 #include "model.h"
 #include "pool.h"
 
 namespace paretobit {
-
-// Zeroed memory that starts a cache line; the system hands it out as it is touched.
-template <class T>
-class Buffer {
- public:
-  Buffer() = default;
-  explicit Buffer(size_t size) : memory_(std::calloc(size + kLine / sizeof(T), sizeof(T))) {
-    if (!memory_) throw std::bad_alloc();
-  }
-  T* get() const {
-    const uintptr_t past = reinterpret_cast<uintptr_t>(memory_.get()) % kLine;
-    return static_cast<T*>(memory_.get()) + (kLine - past) % kLine / sizeof(T);
-  }
-
- private:
-  static constexpr size_t kLine = 64;
-  struct Free {
-    void operator()(void* memory) const { std::free(memory); }
-  };
-  std::unique_ptr<void, Free> memory_;
-};
 
 // New tokens of one sequence. Logits are wanted after tokens `first` and later; none where that is
 // tokens.size.
@@ -52,8 +29,10 @@ class Session {
   static constexpr size_t kMostThreads = 1024;
 
   // The model is sealed and outlives the session. int8: activations in eight bits, otherwise float32;
-  // context: most positions of a sequence. Throws std::invalid_argument on what cannot be, std::bad_alloc.
-  Session(const Model& model, const Kernels& kernels, size_t threads, bool int8, size_t context);
+  // context: most positions of a sequence; cache: how keys and values are kept. Throws std::invalid_argument on what cannot
+  // be, std::bad_alloc.
+  Session(const Model& model, const Kernels& kernels, size_t threads, bool int8, size_t context,
+          const CacheScheme& cache = {});
 
   size_t threads() const { return pool_.size(); }
 
@@ -61,7 +40,9 @@ class Session {
   size_t open();
   void close(size_t slot);
   size_t length(size_t slot) const;
-  void truncate(size_t slot, size_t length);  // forgets the positions from `length` on
+  // Forgets the positions from `length` on. In a small cache the newest of those that stay are afterwards what their codes
+  // say, where more than kPositions are forgotten: a later token's numbers then differ a little.
+  void truncate(size_t slot, size_t length);
   size_t kv_bytes() const;
 
   // Appends tokens to sequences, each named at most once. logits: (tokens whose logits are wanted, vocab), in
@@ -70,18 +51,13 @@ class Session {
   void step(const std::vector<Feed>& feeds, float* logits, size_t logits_size);
 
  private:
-  struct Slot {
-    size_t length = 0;
-    std::vector<Buffer<uint16_t>> blocks;
-    std::vector<const uint16_t*> pointers;
-  };
   struct Token {
     int32_t id;
     size_t position;
-    const Slot* slot;
+    const Cache* cache;
   };
   struct Run {  // a sequence's tokens of this step, and how many of the last have their logits wanted
-    const Slot* slot;
+    const Cache* cache;
     size_t first, count, wanted;
   };
   // Activations that a matrix multiplies, in eight bits or spread out.
@@ -93,6 +69,7 @@ class Session {
   struct Scratch {  // of one thread
     Buffer<float> normed, rotated, attend;
     Buffer<uint16_t> halves;
+    Buffer<uint8_t> codes;
   };
   struct Product {
     const Matrix& matrix;
@@ -101,12 +78,10 @@ class Session {
     size_t stride;
   };
 
-  const Slot& slot(size_t id) const;
-  Slot& slot(size_t id) { return const_cast<Slot&>(static_cast<const Session*>(this)->slot(id)); }
-  size_t block_size() const;
+  const Cache& slot(size_t id) const;
+  Cache& slot(size_t id) { return const_cast<Cache&>(static_cast<const Session*>(this)->slot(id)); }
   std::vector<Set> make_sets() const;
   void check(const std::vector<Feed>& feeds, size_t logits_size) const;
-  void reserve(const std::vector<Feed>& feeds);
   bool quantizes(const Layout& layout) const { return int8_ && !is_float(layout.format); }
 
   void compute(float* logits);
@@ -115,9 +90,11 @@ class Session {
   const float* advance(size_t i, const float* post_norm, const float* norm, float* normed);
   void project_heads(size_t layer);
   void store_heads(size_t layer);
-  void store_head(size_t layer, size_t head, size_t t, uint16_t* halves);
+  void store_head(size_t layer, size_t head, size_t t, Scratch& scratch);
+  void turn(float* head, Scratch& scratch, bool back) const;
+  void encode_heads(size_t layer);
   void attend(size_t layer);
-  void attend(size_t layer, size_t first, size_t last, float* scratch);
+  void attend(size_t layer, size_t first, size_t last, Scratch& scratch);
   void project_attended(size_t layer);
   void project_gates(size_t layer);
   void project_down(size_t layer);
@@ -136,8 +113,9 @@ class Session {
   const Kernels& kernels_;
   const bool int8_;
   const size_t context_;
+  const CacheShape shape_;
   mutable std::mutex mutex_;
-  std::map<size_t, Slot> slots_;
+  std::map<size_t, Cache> slots_;
   size_t opened_ = 0;
   Pool pool_;
   std::vector<Scratch> scratch_;  // one a thread

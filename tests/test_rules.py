@@ -20,7 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "scheme", "progress"},
     {"trellis", "rotation", "budget"},
-    {"qtensor", "work"},
+    {"qtensor", "work", "kv"},
     {"native", "packing", "scales", "tensorfile", "profile"},
     {"arch", "hardware", "sizes", "speed"},
     {"checkpoint", "planfile"},

@@ -32,6 +32,7 @@ FAMILY = Family(
     norm_offset=1.0,
     scale_embedding=True,
     windows="some",
+    small_kv=True,
     gguf_rename={
         "post_attention_norm": "post_attention_layernorm",
         "ffn_norm": "pre_feedforward_layernorm",

@@ -16,5 +16,6 @@ FAMILY = Family(
         "attention_bias": False,
         "mlp_bias": False,
     },
+    small_kv=True,
     gguf_permuted=True,
 )

@@ -18,5 +18,6 @@ FAMILY = Family(
     },
     qkv_bias=False,
     windows="all",
+    small_kv=True,
     gguf_permuted=True,
 )

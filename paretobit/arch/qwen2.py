@@ -19,4 +19,5 @@ FAMILY = Family(
     },
     qkv_bias=True,
     windows="some",
+    small_kv=True,
 )

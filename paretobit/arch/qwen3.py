@@ -21,4 +21,5 @@ FAMILY = Family(
     },
     qk_norm=True,
     windows="some",
+    small_kv=True,
 )

@@ -109,6 +109,7 @@ def resolve(config: Mapping[str, object]) -> Arch:
         norm_offset=family.norm_offset,
         ropes=tuple(ropes[kind] for kind in kinds),
         windows=tuple(window if kind == LOCAL else None for kind in kinds),
+        small_kv=family.small_kv,
     )
 
 

@@ -25,6 +25,7 @@ class Family:
     post_norms:  norms after attention and after the MLP, before the residual add (four norms a block)
     scale_embedding: embeddings are multiplied by sqrt(hidden)
     windows:     layers with a sliding window: "none", "all" or "some" (config.json says which)
+    small_kv:    tests/unit/test_kv_numbers.py proves that a key-value cache of a few bits works with it
     gguf:        the `general.architecture` of its GGUF files; several families may share one
     gguf_permuted: the GGUF stores q and k rows in interleaved-rope order
     gguf_rename: GGUF block names that differ from the common map
@@ -40,6 +41,7 @@ class Family:
     norm_offset: float = 0.0
     scale_embedding: bool = False
     windows: str = "none"
+    small_kv: bool = False
     gguf_permuted: bool = False
     gguf_rename: Mapping[str, str] = field(default_factory=dict)
 
@@ -108,6 +110,7 @@ class Arch:
     norm_offset: float
     ropes: tuple[Rope, ...]
     windows: tuple[int | None, ...]
+    small_kv: bool = False
 
     def prefix(self, layer: int) -> str:
         return f"model.layers.{layer}."

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from paretobit import hardware, native
+from paretobit import kv as caches
 from paretobit.arch.rope import frequencies
 from paretobit.arch.spec import EMBED, FINAL_NORM, HEAD, Arch
 from paretobit.artifact import Artifact
 from paretobit.errors import ParetobitError
+from paretobit.kv import KV
 from paretobit.scheme import FLOATS, Grid
 
 ACTIVATIONS = ("int8", "fp32")
@@ -42,7 +44,8 @@ class Session:
     """Continues token sequences ("slots") with a packed model. One call at a time computes; others wait.
 
     source: the model; threads: default the physical cores this process may use; activations: "int8" (what the kernels
-    are fast at) or "fp32"; context: most positions a slot may hold, at most and by default the model's own.
+    are fast at) or "fp32"; context: most positions a slot may hold, at most and by default the model's own; kv: how
+    keys and values are kept, 16 (fp16) or as `kv.KV` spells it.
     Raises ParetobitError on other values, and on what the native decoder cannot run.
     """
 
@@ -50,9 +53,15 @@ class Session:
     threads: int
     context: int
     activations: str
+    kv: KV | None
 
     def __init__(
-        self, source: Artifact, threads: int | None = None, activations: str = "int8", context: int | None = None
+        self,
+        source: Artifact,
+        threads: int | None = None,
+        activations: str = "int8",
+        context: int | None = None,
+        kv: str | int | None = None,
     ) -> None:
         self.arch, self.activations = source.arch, activations
         most = source.arch.max_positions
@@ -61,6 +70,12 @@ class Session:
             raise ParetobitError(f"activations '{activations}'", hint=f"choose from {', '.join(ACTIVATIONS)}")
         if not 1 <= self.context <= most:
             raise ParetobitError(f"a context of {context} positions", hint=f"this model holds 1 to {most}")
+        self.kv = caches.parse(kv)
+        if self.kv is not None and not self.arch.small_kv:
+            raise ParetobitError(
+                f"{self.arch.model_type}: nobody has proven that a small key-value cache works with it",
+                hint="leave out --kv, or prove it: docs/kv.md says how",
+            )
         threads = hardware.cores() if threads is None else threads
         module = native._module()
         if not 1 <= threads <= module.Session.MOST_THREADS:
@@ -70,7 +85,8 @@ class Session:
             _add_weights(model, source)
             _add_rotations(model, source)
             model.seal()
-            self._native = module.Session(model, native.isa(), threads, activations == "int8", self.context)
+            cache = _cache(module, self.kv, self.arch.head_dim)
+            self._native = module.Session(model, native.isa(), threads, activations == "int8", self.context, cache)
         self.threads = self._native.threads
         self._chunk: int = module.Session.CHUNK
 
@@ -94,7 +110,10 @@ class Session:
             return self._native.length(slot)
 
     def truncate(self, slot: int, length: int) -> None:
-        """Forget a slot's tokens from position `length` on; raises ParetobitError where it holds fewer."""
+        """Forget a slot's tokens from position `length` on; raises ParetobitError where it holds fewer.
+
+        Of a small cache, more than 64 at once leave a trace: the newest that stay are afterwards what their codes say.
+        """
         have = self.length(slot)
         if not 0 <= length <= have:
             raise ParetobitError(f"slot {slot} cannot be cut to {length} tokens", hint=f"it holds {have}")
@@ -216,6 +235,17 @@ def _config(module: Any, arch: Arch) -> Any:
     config.ropes, config.rope_of = ropes, [kinds.index(rope) for rope in arch.ropes]
     config.windows = [arch.max_positions if window is None else window for window in arch.windows]
     return config
+
+
+def _cache(module: Any, kv: KV | None, head_dim: int) -> Any:
+    scheme = module.CacheScheme()
+    if kv is None:
+        return scheme
+    scheme.bits, scheme.by_channel, scheme.window = kv.bits, kv.by_channel, kv.window
+    if kv.rotate:
+        turn = caches.rotation(head_dim)
+        scheme.rotate(turn.order, turn.signs, turn.factor())
+    return scheme
 
 
 def _add_weights(model: Any, source: Artifact) -> None:

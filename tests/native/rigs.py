@@ -35,7 +35,7 @@ DEBIAN = {
     "readelf": "binutils",
 }
 KERNELS = {"available.cpp", "dispatch.cpp", "pack.cpp", "rotation.cpp"}  # of csrc/, and all of csrc/isa/
-SESSION = {*KERNELS, "decoder.cpp", "model.cpp", "session.cpp"}  # these need threads
+SESSION = {*KERNELS, "cache.cpp", "decoder.cpp", "model.cpp", "session.cpp"}  # these need threads
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,137 @@
+#include "cache.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "half.h"
+#include "pack.h"
+
+namespace paretobit {
+namespace {
+
+size_t blocks_for(size_t positions) { return (positions + kPositions - 1) / kPositions; }
+size_t spans_for(size_t blocks) { return (blocks + kSpan - 1) / kSpan; }
+
+void require(bool holds, const char* what) {
+  if (!holds) throw std::invalid_argument(what);
+}
+
+Format format_of(int bits) {
+  switch (bits) {
+    case 8: return Format::k8;
+    case 4: return Format::k4;
+    case 3: return Format::k3;
+    case 2: return Format::k2;
+    default: throw std::invalid_argument("a key-value cache of " + std::to_string(bits) + " bits");
+  }
+}
+
+uint16_t* halves(uint8_t* bytes) { return reinterpret_cast<uint16_t*>(bytes); }
+
+}  // namespace
+
+CacheShape::CacheShape(const CacheScheme& scheme, size_t layer_count, size_t head_count, size_t channels)
+    : layers(layer_count), heads(head_count), head_dim(channels), width(padded_head(channels)) {
+  if (scheme.bits == 16) return;
+  require(head_dim <= kMostCodedHead, "heads too wide for a small key-value cache");
+  require(scheme.window % kPositions == 0, "a window that is no multiple of 64 positions");
+  require(!scheme.rotation || scheme.rotation->view().width == head_dim, "a rotation that does not fit the heads");
+  coded.emplace(format_of(scheme.bits), head_dim, scheme.by_channel);
+  recent = scheme.window / kPositions;
+  rotation = scheme.rotation;
+}
+
+size_t Cache::bytes() const {
+  size_t found = 0;
+  for (const uint16_t* block : blocks_.pointers) found += block ? shape_->block_size() * sizeof(uint16_t) : 0;
+  return found + (shape_->coded ? spans_.buffers.size() * shape_->span_bytes() : 0);
+}
+
+void Cache::reserve(size_t count) {
+  blocks_.grow(blocks_for(length_ + count), shape_->block_size());
+  if (shape_->coded) spans_.grow(spans_for(coded_after(length_ + count)), shape_->span_bytes());
+}
+
+uint16_t* Cache::head(size_t block, size_t layer, size_t head) const {
+  return blocks_.buffers[block].get() + (layer * shape_->heads + head) * shape_->head_size();
+}
+
+uint8_t* Cache::codes(size_t block, size_t head) const {
+  return spans_.buffers[block / kSpan].get() + (head * kSpan + block % kSpan) * shape_->coded->bytes;
+}
+
+// Blocks that the last of `length` positions reads as codes.
+size_t Cache::coded_after(size_t length) const {
+  const size_t newest = length ? (length - 1) / kPositions : 0;
+  return shape_->coded && newest > shape_->recent ? newest - shape_->recent : 0;
+}
+
+Cache::Range Cache::due(size_t count) const { return {coded_, std::max(coded_, coded_after(length_ + count))}; }
+
+void Cache::encode(const Kernels& kernels, size_t block, size_t layer, size_t index, uint8_t* scratch) const {
+  const Coded& c = *shape_->coded;
+  const size_t d = shape_->head_dim, width = shape_->width;
+  const uint16_t *keys = head(block, layer, index), *values = keys + kPositions * d;
+  uint8_t* to = codes(block, layer * shape_->heads + index);
+  uint16_t* scales = halves(to + c.key_scales);
+  if (c.by_channel)
+    kernels.round_rows({keys, d, kPositions, kPositions, 1, c.levels, scales, scales + d, scratch, 1, d});
+  else
+    kernels.round_rows({keys, kPositions, d, 1, kPositions, c.levels, scales, nullptr, scratch, d, 1});
+  pack(c.keys, scratch, to, 1);
+  scales = halves(to + c.value_scales);
+  kernels.round_rows({values, kPositions, d, width, 1, c.levels, scales, nullptr, scratch, 1, kPositions});
+  pack(c.values, scratch, to + c.value_codes, 1);
+}
+
+// Every head of a block, as halves.
+void Cache::decode(const Kernels& kernels, size_t block, uint16_t* to) const {
+  const Coded& c = *shape_->coded;
+  const size_t d = shape_->head_dim, width = shape_->width;
+  const float zero = 0.5f * float(c.levels - 1);
+  std::vector<uint8_t> found(kPositions * d);
+  std::vector<float> row(kPositions);  // of a channel
+  std::vector<uint16_t> rounded(kPositions);
+  for (size_t head = 0; head < shape_->layers * shape_->heads; ++head, to += shape_->head_size()) {
+    uint8_t* from = codes(block, head);
+    const uint16_t *key_scales = halves(from + c.key_scales), *value_scales = halves(from + c.value_scales);
+    unpack(c.keys, from, found.data(), 1);
+    for (size_t k = 0; k < d; ++k) {
+      for (size_t p = 0; p < kPositions; ++p) {
+        const float step = half_to_float(key_scales[c.by_channel ? k : p]);
+        row[p] = step * (float(found[p * d + k]) - zero) + (c.by_channel ? half_to_float(key_scales[d + k]) : 0.0f);
+      }
+      kernels.to_half(row.data(), to + k * kPositions, kPositions);
+    }
+    unpack(c.values, from + c.value_codes, found.data(), 1);
+    for (size_t k = 0; k < d; ++k) {
+      for (size_t p = 0; p < kPositions; ++p)
+        row[p] = half_to_float(value_scales[p]) * (float(found[k * kPositions + p]) - zero);
+      kernels.to_half(row.data(), rounded.data(), kPositions);
+      for (size_t p = 0; p < kPositions; ++p) to[kPositions * d + p * width + k] = rounded[p];
+    }
+  }
+}
+
+void Cache::append(size_t count) {
+  length_ += count;
+  if (!shape_->coded) return;
+  coded_ = std::max(coded_, coded_after(length_));
+  for (size_t block = coded_after(length_) < 1 ? 0 : coded_after(length_) - 1; block-- > 0 && blocks_.pointers[block];)
+    blocks_.buffers[block] = Buffer<uint16_t>(), blocks_.pointers[block] = nullptr;
+}
+
+void Cache::truncate(size_t length, const Kernels& kernels) {
+  const size_t whole = length / kPositions, kept = blocks_for(length);  // the next token belongs to block `whole`
+  for (size_t block = whole > shape_->recent ? whole - shape_->recent : 0; block < kept; ++block) {
+    if (blocks_.pointers[block]) continue;
+    Buffer<uint16_t> halves(shape_->block_size());
+    decode(kernels, block, halves.get());
+    blocks_.buffers[block] = std::move(halves), blocks_.pointers[block] = blocks_.buffers[block].get();
+  }
+  length_ = length;
+  coded_ = std::min(coded_, whole);
+  blocks_.cut(kept), spans_.cut(spans_for(coded_));
+}
+
+}  // namespace paretobit

@@ -1,0 +1,155 @@
+"""The key-value cache in a few bits: what a scheme is, and the numbers that it stands for.
+
+Attention reads all keys and values for every token, so at long contexts they outweigh the model. Here only the newest
+stay in fp16. Blocks of 64 positions that are further back are kept in 8, 4, 3 or 2 bits and read as they are:
+
+1. Queries, keys and values of a head are rotated (`rotation`) after the rotary embedding. q·k does not change by it,
+   and what attention gives is rotated back; but outlier channels, which would set the scale of all others, are spread
+   (QuaRot, Ashkboos et al. 2024). Keys and values are rounded to fp16.
+2. A token reads its own block and the `window // 64` before it in fp16, all others as codes. So it depends on positions
+   alone which is which, never on how the tokens came.
+3. A block's rows are rounded one by one: values and keys by position, or keys by channel (KIVI, Liu et al. 2024) around
+   the middle of their range. x = centre + scale · (code − (levels − 1) / 2), centre and scale fp16 (`rounded`).
+
+`encode` and `decode` define the numbers; csrc/cache.cpp equals them bit for bit.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from paretobit.errors import ParetobitError
+from paretobit.rotation import Rotation
+
+POSITIONS = 64  # of a block, as csrc/kernels.h
+SPAN = 8  # blocks whose codes are allocated at once
+LEVELS = {8: 255, 4: 16, 3: 8, 2: 4}
+STEPS = np.arange(24, 8, -1, dtype=np.float32) / np.float32(24)  # of the scale at which a row's range just fits
+MOST_WINDOW = 1 << 30
+SPELLING = re.compile(r"(\d+)(c?)(p?)(?:w(\d+))?")
+HINT = "16, 8, 4, 3 or 2; c: keys' scales by channel; p: plain, not rotated; w128: so many of the newest in fp16"
+
+
+@dataclass(frozen=True)
+class KV:
+    """bits: 8, 4, 3 or 2; by_channel: keys have scales by channel, not by position; rotate: step 1 above; window: the
+    newest positions that are read in fp16 at least, a multiple of 64. Spelled `BITS[c][p][wWINDOW]`."""
+
+    bits: int
+    by_channel: bool = False
+    rotate: bool = True
+    window: int = POSITIONS
+
+    def __str__(self) -> str:
+        window = "" if self.window == POSITIONS else f"w{self.window}"
+        return f"{self.bits}{'c' * self.by_channel}{'p' * (not self.rotate)}{window}"
+
+    @property
+    def levels(self) -> int:
+        return LEVELS[self.bits]
+
+
+def parse(text: str | int | None) -> KV | None:
+    """ "4" -> KV(4); None for "16" and None: all in fp16. Raises ParetobitError on anything else."""
+    found = SPELLING.fullmatch(str(text).strip()) if text is not None else None
+    if text is None or (found and found[0] == "16"):
+        return None
+    window = int(found[4][:12]) if found and found[4] else POSITIONS
+    if not found or int(found[1][:12]) not in LEVELS or window % POSITIONS or window > MOST_WINDOW:
+        raise ParetobitError(f"a key-value cache of '{text}'", hint=HINT)
+    return KV(int(found[1]), bool(found[2]), not found[3], window)
+
+
+def rotation(head_dim: int) -> Rotation:
+    """What turns every head of queries, keys and values: one for all, for the same tokens must meet in one basis."""
+    return Rotation.of(head_dim, 0, "kv")
+
+
+@dataclass(frozen=True)
+class Block:
+    """64 positions of one head. codes: uint8 (64, head_dim); key_scale: float16 (64,), by channel (head_dim,) and then
+    key_centre (head_dim,); value_scale: float16 (64,)."""
+
+    kv: KV
+    key_codes: np.ndarray
+    key_scale: np.ndarray
+    key_centre: np.ndarray | None
+    value_codes: np.ndarray
+    value_scale: np.ndarray
+
+
+def encode(keys: np.ndarray, values: np.ndarray, kv: KV) -> Block:  # (64, head_dim) float16 each
+    """A block's codes. keys, values: as they lie in fp16, rotated where the scheme says so."""
+    k, v = keys.astype(np.float32), values.astype(np.float32)
+    centre = None
+    if kv.by_channel:
+        centre = _half((k.min(0) + k.max(0)) * np.float32(0.5))
+        codes, scale = rounded((k - centre).T, kv.levels)
+        codes = codes.T
+    else:
+        codes, scale = rounded(k, kv.levels)
+    return Block(kv, codes, scale, None if centre is None else centre.astype(np.float16), *rounded(v, kv.levels))
+
+
+def decode(block: Block) -> tuple[np.ndarray, np.ndarray]:  # (64, head_dim) float16 each
+    """(keys, values) that a block's codes stand for, rounded to fp16."""
+    zero = np.float32((block.kv.levels - 1) / 2)
+    scale, value_scale = block.key_scale.astype(np.float32), block.value_scale.astype(np.float32)[:, None]
+    scale = scale if block.kv.by_channel else scale[:, None]
+    keys = scale * (block.key_codes - zero)
+    if block.key_centre is not None:
+        keys = keys + block.key_centre.astype(np.float32)
+    return keys.astype(np.float16), (value_scale * (block.value_codes - zero)).astype(np.float16)
+
+
+def rounded(x: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:  # (rows, n) -> (rows, n), (rows,)
+    """(codes uint8, scales float16) of float32 rows: of sixteen scales, the one with the least squared error.
+
+    They go from the scale at which the row's largest just fits down to 3/8 of it, rounded to fp16 before codes are
+    chosen; errors add up from the first element to the last, and of equal ones the larger scale stays.
+    """
+    zero, half = np.float32((levels - 1) / 2), np.float32(0.5 if levels % 2 == 0 else 0)
+    scales = _half(np.abs(x).max(1, keepdims=True) / zero * STEPS)
+
+    def points(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale * scale > 0)
+        return np.rint(np.clip(x * inverse, -zero, zero) - half) + half
+
+    error = np.zeros_like(scales)
+    for i in range(x.shape[1]):
+        miss = x[:, i : i + 1] - scales * points(x[:, i : i + 1], scales)
+        error += miss * miss
+    best = np.take_along_axis(scales, error.argmin(1)[:, None], 1)
+    return (points(x, best) + zero).astype(np.uint8), best[:, 0].astype(np.float16)
+
+
+def _half(x: np.ndarray) -> np.ndarray:
+    """float32 values of the nearest fp16 numbers; what is too large becomes the largest."""
+    return np.clip(x, np.float32(-65504), np.float32(65504)).astype(np.float16).astype(np.float32)
+
+
+def block_bytes(kv: KV | None, head_dim: int) -> int:
+    """Of 64 positions of one head: fp16, or codes, padded to tiles of 32 and units of 16, and scales."""
+    if kv is None:
+        return 2 * POSITIONS * (head_dim + _up(head_dim, 16))
+    keys = 2 * head_dim * 2 if kv.by_channel else 2 * POSITIONS
+    codes = POSITIONS * (_up(head_dim, 16) + _up(head_dim, 32)) * kv.bits // 8
+    return codes + _up(keys, 64) + 2 * POSITIONS
+
+
+def cache_bytes(kv: KV | None, layers: int, kv_heads: int, head_dim: int, tokens: int) -> int:
+    """Of the cache of one sequence that `tokens` were appended to: what `Session.kv_bytes` says. Of a small cache the
+    halves of a block more than the window needs stay, so that the newest tokens can be taken back."""
+    heads, blocks = layers * kv_heads, -(-tokens // POSITIONS)
+    if kv is None:
+        return heads * blocks * block_bytes(None, head_dim)
+    coded = max(0, blocks - 1 - kv.window // POSITIONS)
+    halves = heads * (blocks - max(0, coded - 1)) * block_bytes(None, head_dim)
+    return halves + heads * _up(coded, SPAN) * block_bytes(kv, head_dim)
+
+
+def _up(n: int, to: int) -> int:
+    return -(-n // to) * to
