@@ -10,7 +10,6 @@ namespace paretobit {
 namespace {
 
 size_t blocks_for(size_t positions) { return (positions + kPositions - 1) / kPositions; }
-size_t spans_for(size_t blocks) { return (blocks + kSpan - 1) / kSpan; }
 
 void require(bool holds, const char* what) {
   if (!holds) throw std::invalid_argument(what);
@@ -44,43 +43,45 @@ CacheShape::CacheShape(const CacheScheme& scheme, size_t layer_count, size_t hea
 size_t Cache::bytes() const {
   size_t found = 0;
   for (const uint16_t* block : blocks_.pointers) found += block ? shape_->block_size() * sizeof(uint16_t) : 0;
-  return found + (shape_->coded ? spans_.buffers.size() * shape_->span_bytes() : 0);
+  return found + codes_.buffers.size() * shape_->code_bytes();
 }
 
 void Cache::reserve(size_t count) {
   blocks_.grow(blocks_for(length_ + count), shape_->block_size());
-  if (shape_->coded) spans_.grow(spans_for(coded_after(length_ + count)), shape_->span_bytes());
+  codes_.grow(coded_after(length_ + count), shape_->code_bytes());
 }
 
 uint16_t* Cache::head(size_t block, size_t layer, size_t head) const {
   return blocks_.buffers[block].get() + (layer * shape_->heads + head) * shape_->head_size();
 }
 
-uint8_t* Cache::codes(size_t block, size_t head) const {
-  return spans_.buffers[block / kSpan].get() + (head * kSpan + block % kSpan) * shape_->coded->bytes;
-}
-
-// Blocks that the last of `length` positions reads as codes.
+// How many blocks the last of `length` positions reads as codes.
 size_t Cache::coded_after(size_t length) const {
   const size_t newest = length ? (length - 1) / kPositions : 0;
-  return shape_->coded && newest > shape_->recent ? newest - shape_->recent : 0;
+  return shape_->coded && newest > shape_->recent + 1 ? newest - shape_->recent - 1 : 0;
 }
 
-Cache::Range Cache::due(size_t count) const { return {coded_, std::max(coded_, coded_after(length_ + count))}; }
+Cache::Range Cache::due(size_t count) const { return {coded_ + 1, std::max(coded_, coded_after(length_ + count)) + 1}; }
 
 void Cache::encode(const Kernels& kernels, size_t block, size_t layer, size_t index, uint8_t* scratch) const {
   const Coded& c = *shape_->coded;
-  const size_t d = shape_->head_dim, width = shape_->width;
-  const uint16_t *keys = head(block, layer, index), *values = keys + kPositions * d;
-  uint8_t* to = codes(block, layer * shape_->heads + index);
-  uint16_t* scales = halves(to + c.key_scales);
+  const size_t d = shape_->head_dim, n = kPositions;
+  const uint16_t *keys = head(block, layer, index), *values = keys + n * d;
+  uint8_t* to = codes_.buffers[block - 1].get() + (layer * shape_->heads + index) * c.bytes;
+  uint16_t *scales = halves(to + c.key_scales), *centres = halves(to + c.key_centres);
+  for (size_t k = 0; k < d; ++k) {
+    float sum = 0;
+    for (size_t p = 0; p < n; ++p) sum += half_to_float(keys[k * n + p]);
+    sum /= float(n);
+    kernels.to_half(&sum, centres + k, 1);
+  }
   if (c.by_channel)
-    kernels.round_rows({keys, d, kPositions, kPositions, 1, c.levels, scales, scales + d, scratch, 1, d});
+    kernels.round_rows({d, n, c.levels, keys, n, 1, centres, 1, 0, scratch, 1, d, scales});
   else
-    kernels.round_rows({keys, kPositions, d, 1, kPositions, c.levels, scales, nullptr, scratch, d, 1});
+    kernels.round_rows({n, d, c.levels, keys, 1, n, centres, 0, 1, scratch, d, 1, scales});
   pack(c.keys, scratch, to, 1);
   scales = halves(to + c.value_scales);
-  kernels.round_rows({values, kPositions, d, width, 1, c.levels, scales, nullptr, scratch, 1, kPositions});
+  kernels.round_rows({n, d, c.levels, values, shape_->width, 1, nullptr, 0, 0, scratch, 1, n, scales});
   pack(c.values, scratch, to + c.value_codes, 1);
 }
 
@@ -92,14 +93,15 @@ void Cache::decode(const Kernels& kernels, size_t block, uint16_t* to) const {
   std::vector<uint8_t> found(kPositions * d);
   std::vector<float> row(kPositions);  // of a channel
   std::vector<uint16_t> rounded(kPositions);
-  for (size_t head = 0; head < shape_->layers * shape_->heads; ++head, to += shape_->head_size()) {
-    uint8_t* from = codes(block, head);
-    const uint16_t *key_scales = halves(from + c.key_scales), *value_scales = halves(from + c.value_scales);
+  uint8_t* from = codes_.buffers[block - 1].get();
+  for (size_t head = 0; head < shape_->layers * shape_->heads; ++head, from += c.bytes, to += shape_->head_size()) {
+    const uint16_t *key_scales = halves(from + c.key_scales), *centres = halves(from + c.key_centres);
+    const uint16_t* value_scales = halves(from + c.value_scales);
     unpack(c.keys, from, found.data(), 1);
     for (size_t k = 0; k < d; ++k) {
       for (size_t p = 0; p < kPositions; ++p) {
         const float step = half_to_float(key_scales[c.by_channel ? k : p]);
-        row[p] = step * (float(found[p * d + k]) - zero) + (c.by_channel ? half_to_float(key_scales[d + k]) : 0.0f);
+        row[p] = step * (float(found[p * d + k]) - zero) + half_to_float(centres[k]);
       }
       kernels.to_half(row.data(), to + k * kPositions, kPositions);
     }
@@ -115,9 +117,8 @@ void Cache::decode(const Kernels& kernels, size_t block, uint16_t* to) const {
 
 void Cache::append(size_t count) {
   length_ += count;
-  if (!shape_->coded) return;
   coded_ = std::max(coded_, coded_after(length_));
-  for (size_t block = coded_after(length_) < 1 ? 0 : coded_after(length_) - 1; block-- > 0 && blocks_.pointers[block];)
+  for (size_t block = coded_after(length_); block-- > 1 && blocks_.pointers[block];)
     blocks_.buffers[block] = Buffer<uint16_t>(), blocks_.pointers[block] = nullptr;
 }
 
@@ -130,8 +131,8 @@ void Cache::truncate(size_t length, const Kernels& kernels) {
     blocks_.buffers[block] = std::move(halves), blocks_.pointers[block] = blocks_.buffers[block].get();
   }
   length_ = length;
-  coded_ = std::min(coded_, whole);
-  blocks_.cut(kept), spans_.cut(spans_for(coded_));
+  coded_ = std::min(coded_, whole ? whole - 1 : 0);
+  blocks_.cut(kept), codes_.cut(coded_);
 }
 
 }  // namespace paretobit

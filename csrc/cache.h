@@ -1,5 +1,5 @@
-// Keys and values of a sequence, in blocks of kPositions: the newest in fp16, of a small cache the older ones in a few
-// bits. paretobit/kv.py has the definition.
+// Keys and values of a sequence, in blocks of kPositions: in fp16, but of a small cache all between the first and the
+// newest in a few bits. paretobit/kv.py has the definition.
 #pragma once
 
 #include <cstddef>
@@ -57,7 +57,7 @@ struct CacheShape {
 
   size_t head_size() const { return kPositions * (head_dim + width); }    // halves of a block
   size_t block_size() const { return layers * heads * head_size(); }      // halves
-  size_t span_bytes() const { return layers * heads * kSpan * coded->bytes; }
+  size_t code_bytes() const { return coded ? layers * heads * coded->bytes : 0; }  // of a block
 };
 
 class Cache {
@@ -67,7 +67,7 @@ class Cache {
   size_t length() const { return length_; }
   size_t bytes() const;
   const uint16_t* const* blocks() const { return blocks_.pointers.data(); }
-  const uint8_t* const* spans() const { return spans_.pointers.data(); }
+  const uint8_t* const* codes() const { return codes_.pointers.data(); }
 
   // Room for `count` more positions. Throws std::bad_alloc, and then has changed nothing that is read.
   void reserve(size_t count);
@@ -102,13 +102,12 @@ class Cache {
   };
 
   size_t coded_after(size_t length) const;
-  uint8_t* codes(size_t block, size_t head) const;
   void decode(const Kernels& kernels, size_t block, uint16_t* to) const;
 
   const CacheShape* shape_;
-  size_t length_ = 0, coded_ = 0;  // blocks that have codes
+  size_t length_ = 0, coded_ = 0;  // blocks 1 … coded_ have codes
   Blocks<uint16_t> blocks_;
-  Blocks<uint8_t> spans_;
+  Blocks<uint8_t> codes_;  // from block 1 on
 };
 
 }  // namespace paretobit

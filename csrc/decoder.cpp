@@ -325,8 +325,9 @@ void Session::attend(size_t layer, size_t first, size_t last, Scratch& scratch) 
         args.out_stride = q_size;
         args.scratch = scratch.attend.get();
         args.coded = shape_.coded ? &*shape_.coded : nullptr;
-        args.spans = run.cache->spans();
-        args.coded_head = layer * c.kv_heads + kv, args.recent = shape_.recent;
+        args.codes = run.cache->codes();
+        args.codes_offset = shape_.code_bytes() / (c.layers() * c.kv_heads) * (layer * c.kv_heads + kv);
+        args.recent = shape_.recent;
         args.int8 = int8_;
         kernels_.attend(args, queries.first - start, queries.last - start);
         for (size_t i = queries.first - start; shape_.rotation && i < queries.last - start; ++i)

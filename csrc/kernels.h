@@ -75,37 +75,39 @@ constexpr size_t kQueries = 32;    // whose attention is worked out together
 // Floats of a head in the key-value cache, whole lanes.
 constexpr size_t padded_head(size_t head_dim) { return (head_dim + 15) / 16 * 16; }
 
-constexpr size_t kSpan = 8;            // blocks whose codes of a head lie together, so that memory streams
-constexpr size_t kMostCodedHead = 1024;  // channels
+constexpr size_t kMostCodedHead = 1024;  // channels of a head that a small cache takes
 
 // A head's block in a few bits (paretobit/kv.py): packed as weights are, keys as a matrix (kPositions, head_dim) and values
-// as one (head_dim, kPositions), on a grid around 0. Behind keys' codes lie their fp16 scales, one a position, or one a
-// channel and then a centre a channel; behind values' codes theirs, one a position.
+// as one (head_dim, kPositions), on a grid around 0, keys less a centre a channel. Behind keys' codes lie their fp16
+// scales, one a position or one a channel, and the centres; behind values' codes their scales, one a position.
 struct Coded {
   Layout keys, values;
   bool by_channel;
   int levels;
-  size_t key_scales, value_codes, value_scales, bytes;  // where they begin, and the bytes of all
+  size_t key_scales, key_centres, value_codes, value_scales, bytes;  // where they begin, and the bytes of all
   std::vector<uint16_t> ones;  // fp16: the scales of rows where columns have them
 
   Coded(Format format, size_t head_dim, bool channels)
       : keys(format, kPositions, head_dim, head_dim), values(format, head_dim, kPositions, kPositions),
         by_channel(channels), levels(levels_of(format)), key_scales(keys.tiles * keys.tile_bytes),
-        value_codes(key_scales + (channels ? (4 * head_dim + 63) / 64 * 64 : 2 * kPositions)),
+        key_centres(key_scales + 2 * (channels ? head_dim : kPositions)),
+        value_codes((key_centres + 2 * head_dim + 63) / 64 * 64),
         value_scales(value_codes + values.tiles * values.tile_bytes), bytes(value_scales + 2 * kPositions),
         ones(std::max(keys.tiles * keys.tile, values.tiles * values.tile), 0x3C00) {}
 };
 
-// Rows of halves rounded to a grid of `levels` around a centre, which is 0 or lies in the middle of each row's range:
-// element i of row r is x[r * row + i * step], its code goes to codes[r * code_row + i * code_step].
+// Rows of halves rounded to a grid of `levels` around 0: element i of row r is x[r * row + i * step], less
+// centre[r * centre_row + i * centre_step] where there is one; its code goes to codes[r * code_row + i * code_step].
 struct RoundArgs {
-  const uint16_t* x;
-  size_t rows, count, row, step;
+  size_t rows, count;
   int levels;
-  uint16_t* scale;   // fp16 (rows,)
-  uint16_t* centre;  // fp16 (rows,), or null for 0
+  const uint16_t* x;
+  size_t row, step;
+  const uint16_t* centre;  // or null
+  size_t centre_row, centre_step;
   uint8_t* codes;
   size_t code_row, code_step;
+  uint16_t* scale;  // fp16 (rows,)
 };
 
 // Queries of consecutive tokens of one sequence, which share a key-value head: query i is head i % group of token
@@ -123,12 +125,11 @@ struct AttendArgs {
   size_t out_stride;
   float* scratch;  // attend_scratch(head_dim) floats
 
-  // Of a small cache: tokens read blocks as codes, but for their own and the `recent` before it; head `coded_head` of
-  // block b begins at spans[b / kSpan] + (coded_head * kSpan + b % kSpan) * coded->bytes. int8: queries and weights that
-  // meet codes are rounded to eight bits.
+  // Of a small cache: tokens read blocks as codes, block b at codes[b - 1] + codes_offset, but for the first one, their
+  // own and the `recent` before it. int8: queries and weights that meet codes are rounded to eight bits.
   const Coded* coded = nullptr;
-  const uint8_t* const* spans = nullptr;
-  size_t coded_head = 0, recent = 0;
+  const uint8_t* const* codes = nullptr;
+  size_t codes_offset = 0, recent = 0;
   bool int8 = true;
 };
 

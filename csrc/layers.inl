@@ -221,21 +221,22 @@ PARETOBIT_INLINE size_t oldest(const AttendArgs& a, size_t position) {
   return position < a.window ? 0 : position + 1 - a.window;
 }
 
-// Makes a query ready for a block whose keys have scales by channel; what their centres add to its scores.
-PARETOBIT_INLINE float fold_channels(const Coded& c, const float* q, const uint16_t* scales, size_t i, Ready& ready) {
-  float folded[kMostCodedHead + 16];
-  const size_t d = c.keys.columns;
-  Lanes centres = all(0.0f);
-  for (size_t at = 0; at < d; at += 16) {
-    uint16_t scale[16] = {}, centre[16] = {};
-    const size_t count = std::min<size_t>(16, d - at);
-    std::memcpy(scale, scales + at, count * sizeof *scale), std::memcpy(centre, scales + d + at, count * sizeof *centre);
-    const Lanes x = load_some(q + at, count);
-    store(folded + at, x * from_half(scale));
-    centres = centres + x * from_half(centre);
-  }
-  ready.put(c.keys, i, folded);
-  return tree_sum(centres);
+PARETOBIT_INLINE Lanes some_halves(const uint16_t* from, size_t count) {
+  if (count >= 16) return from_half(from);
+  uint16_t rest[16] = {};
+  std::memcpy(rest, from, count * sizeof *rest);
+  return from_half(rest);
+}
+
+// out = q times the scales of the channels; out is another array, of whole lanes.
+PARETOBIT_INLINE void fold_scales(const float* q, const uint16_t* scales, size_t d, float* out) {
+  for (size_t k = 0; k < d; k += 16) store(out + k, load_some(q + k, d - k) * some_halves(scales + k, d - k));
+}
+
+PARETOBIT_INLINE float meet_centres(const float* q, const uint16_t* centres, size_t d) {
+  Lanes sum = all(0.0f);
+  for (size_t k = 0; k < d; k += 16) sum = sum + load_some(q + k, d - k) * some_halves(centres + k, d - k);
+  return tree_sum(sum);
 }
 
 // Queries [from, to) meet a block of codes, whose every position lies before their tokens'; queries count from `first`
@@ -244,19 +245,25 @@ void attend_codes(const AttendArgs& a, size_t block, size_t first, size_t from, 
                   float* scores, float* states) {
   const Coded& c = *a.coded;
   const size_t d = a.head_dim, stride = kValues + a.width, start = block * kPositions;
-  const uint8_t* at = a.spans[block / kSpan] + (a.coded_head * kSpan + block % kSpan) * c.bytes;
+  const uint8_t* at = a.codes[block - 1] + a.codes_offset;
+  if ((block + a.recent + 2) * kPositions <= a.position)  // the next one is read as codes too
+    for (size_t line = 0; line < c.bytes; line += 64) __builtin_prefetch(a.codes[block] + a.codes_offset + line);
   const auto* key_scales = reinterpret_cast<const uint16_t*>(at + c.key_scales);
+  const auto* key_centres = reinterpret_cast<const uint16_t*>(at + c.key_centres);
   const auto* value_scales = reinterpret_cast<const uint16_t*>(at + c.value_scales);
-  float added[kQueries] = {}, *products = scores + kQueries * kPositions;
-  if (c.by_channel)
-    for (size_t i = from; i < to; ++i) added[i - first] = fold_channels(c, query(a, i), key_scales, i - first, queries);
+  float folded[kMostCodedHead + 16], *products = scores + kQueries * kPositions;
+  for (size_t i = from; c.by_channel && i < to; ++i) {
+    fold_scales(query(a, i), key_scales, d, folded);
+    queries.put(c.keys, i - first, folded);
+  }
   const Matrix keys{c.keys, at, c.by_channel ? c.ones.data() : key_scales, nullptr, c.levels - 1};
   multiply(keys, queries.get(c.keys, from - first, to - first), 0, c.keys.tiles, scores, kPositions);
   for (size_t i = from; i < to; ++i) {
     const size_t seen = oldest(a, a.position + i / a.group);
     float* own = scores + (i - from) * kPositions;
+    const Lanes centre = all(meet_centres(query(a, i), key_centres, d));
     Lanes top = all(-__builtin_inff());
-    for (size_t p = 0; p < kPositions; p += 16) store(own + p, load(own + p) + all(added[i - first]));
+    for (size_t p = 0; p < kPositions; p += 16) store(own + p, load(own + p) + centre);
     for (size_t p = start; p < seen; ++p) own[p - start] = -__builtin_inff();
     for (size_t p = 0; p < kPositions; p += 16) top = most(top, load(own + p));
     weigh(states + (i - first) * stride, highest(top), a.width, 0, kPositions, own);
@@ -291,7 +298,7 @@ void attend_some(const AttendArgs& a, size_t first, size_t last) {
        ++block) {
     const size_t start = block * kPositions;
     size_t halves = last;  // the first query that reads the block as codes
-    if (a.coded) {
+    if (a.coded && block) {
       // Of the tokens that position `at` and those before it belong to, the queries.
       const auto before = [&](size_t at) {
         return std::min(last, std::max(first, at > a.position ? (at - a.position) * a.group : 0));

@@ -183,14 +183,8 @@ void round_rows(const RoundArgs& a) {
   for (size_t r = 0; r < a.rows; ++r) {
     const uint16_t* from = a.x + r * a.row;
     for (size_t i = 0; i < a.count; ++i) x[i] = half_to_float(from[i * a.step]);
-    if (a.centre) {
-      float low = x[0], high = x[0];
-      for (size_t i = 1; i < a.count; ++i) low = x[i] < low ? x[i] : low, high = high < x[i] ? x[i] : high;
-      float middle[16];
-      store(middle, to_half_grid(all((low + high) * 0.5f)));
-      a.centre[r] = exact_half(middle[0]);
-      for (size_t i = 0; i < a.count; ++i) x[i] = x[i] - middle[0];
-    }
+    if (a.centre)
+      for (size_t i = 0; i < a.count; ++i) x[i] -= half_to_float(a.centre[r * a.centre_row + i * a.centre_step]);
     uint8_t* codes = a.codes + r * a.code_row;
     if (a.levels % 2 == 0) round_row<true>(x, a, a.scale + r, codes);
     else round_row<false>(x, a, a.scale + r, codes);

@@ -1,15 +1,17 @@
 """The key-value cache in a few bits: what a scheme is, and the numbers that it stands for.
 
-Attention reads all keys and values for every token, so at long contexts they outweigh the model. Here only the newest
-stay in fp16. Blocks of 64 positions that are further back are kept in 8, 4, 3 or 2 bits and read as they are:
+Attention reads all keys and values for every token, so at long contexts they outweigh the model. Here the first and the
+newest positions stay in fp16; blocks of 64 positions in between are kept in 8, 4, 3 or 2 bits and read as they are:
 
 1. Queries, keys and values of a head are rotated (`rotation`) after the rotary embedding. q·k does not change by it,
    and what attention gives is rotated back; but outlier channels, which would set the scale of all others, are spread
    (QuaRot, Ashkboos et al. 2024). Keys and values are rounded to fp16.
-2. A token reads its own block and the `window // 64` before it in fp16, all others as codes. So it depends on positions
-   alone which is which, never on how the tokens came.
-3. A block's rows are rounded one by one: values and keys by position, or keys by channel (KIVI, Liu et al. 2024) around
-   the middle of their range. x = centre + scale · (code − (levels − 1) / 2), centre and scale fp16 (`rounded`).
+2. A token reads its own block, the `window // 64` before it and the very first one in fp16, all others as codes. So it
+   depends on positions alone which is which, never on how the tokens came. The first positions are where attention goes
+   that has nowhere to go (Xiao et al. 2023): an error there would reach every token.
+3. A block's keys leave their mean over its positions behind, a centre a channel: keys have much in common. Then values
+   and keys are rounded row by row, a row being a position, or of keys a channel (KIVI, Liu et al. 2024):
+   x = centre + scale · (code − (levels − 1) / 2), centre and scale fp16 (`rounded`).
 
 `encode` and `decode` define the numbers; csrc/cache.cpp equals them bit for bit.
 """
@@ -25,7 +27,6 @@ from paretobit.errors import ParetobitError
 from paretobit.rotation import Rotation
 
 POSITIONS = 64  # of a block, as csrc/kernels.h
-SPAN = 8  # blocks whose codes are allocated at once
 LEVELS = {8: 255, 4: 16, 3: 8, 2: 4}
 STEPS = np.arange(24, 8, -1, dtype=np.float32) / np.float32(24)  # of the scale at which a row's range just fits
 MOST_WINDOW = 1 << 30
@@ -70,13 +71,13 @@ def rotation(head_dim: int) -> Rotation:
 
 @dataclass(frozen=True)
 class Block:
-    """64 positions of one head. codes: uint8 (64, head_dim); key_scale: float16 (64,), by channel (head_dim,) and then
-    key_centre (head_dim,); value_scale: float16 (64,)."""
+    """64 positions of one head. codes: uint8 (64, head_dim); key_scale: float16 (64,), or by channel (head_dim,);
+    key_centre: float16 (head_dim,); value_scale: float16 (64,)."""
 
     kv: KV
     key_codes: np.ndarray
     key_scale: np.ndarray
-    key_centre: np.ndarray | None
+    key_centre: np.ndarray
     value_codes: np.ndarray
     value_scale: np.ndarray
 
@@ -84,14 +85,13 @@ class Block:
 def encode(keys: np.ndarray, values: np.ndarray, kv: KV) -> Block:  # (64, head_dim) float16 each
     """A block's codes. keys, values: as they lie in fp16, rotated where the scheme says so."""
     k, v = keys.astype(np.float32), values.astype(np.float32)
-    centre = None
-    if kv.by_channel:
-        centre = _half((k.min(0) + k.max(0)) * np.float32(0.5))
-        codes, scale = rounded((k - centre).T, kv.levels)
-        codes = codes.T
-    else:
-        codes, scale = rounded(k, kv.levels)
-    return Block(kv, codes, scale, None if centre is None else centre.astype(np.float16), *rounded(v, kv.levels))
+    centre = np.zeros(k.shape[1], np.float32)
+    for row in k:
+        centre = centre + row
+    centre = (centre / np.float32(len(k))).astype(np.float16)
+    rest = k - centre.astype(np.float32)
+    codes, scale = rounded(rest.T if kv.by_channel else rest, kv.levels)
+    return Block(kv, codes.T if kv.by_channel else codes, scale, centre, *rounded(v, kv.levels))
 
 
 def decode(block: Block) -> tuple[np.ndarray, np.ndarray]:  # (64, head_dim) float16 each
@@ -99,9 +99,7 @@ def decode(block: Block) -> tuple[np.ndarray, np.ndarray]:  # (64, head_dim) flo
     zero = np.float32((block.kv.levels - 1) / 2)
     scale, value_scale = block.key_scale.astype(np.float32), block.value_scale.astype(np.float32)[:, None]
     scale = scale if block.kv.by_channel else scale[:, None]
-    keys = scale * (block.key_codes - zero)
-    if block.key_centre is not None:
-        keys = keys + block.key_centre.astype(np.float32)
+    keys = scale * (block.key_codes - zero) + block.key_centre.astype(np.float32)
     return keys.astype(np.float16), (value_scale * (block.value_codes - zero)).astype(np.float16)
 
 
@@ -132,12 +130,12 @@ def _half(x: np.ndarray) -> np.ndarray:
 
 
 def block_bytes(kv: KV | None, head_dim: int) -> int:
-    """Of 64 positions of one head: fp16, or codes, padded to tiles of 32 and units of 16, and scales."""
+    """Of 64 positions of one head: fp16, or codes, padded to tiles of 32 and units of 16, scales and centres."""
     if kv is None:
         return 2 * POSITIONS * (head_dim + _up(head_dim, 16))
-    keys = 2 * head_dim * 2 if kv.by_channel else 2 * POSITIONS
+    beside = 2 * (head_dim if kv.by_channel else POSITIONS) + 2 * head_dim
     codes = POSITIONS * (_up(head_dim, 16) + _up(head_dim, 32)) * kv.bits // 8
-    return codes + _up(keys, 64) + 2 * POSITIONS
+    return codes + _up(beside, 64) + 2 * POSITIONS
 
 
 def cache_bytes(kv: KV | None, layers: int, kv_heads: int, head_dim: int, tokens: int) -> int:
@@ -146,9 +144,9 @@ def cache_bytes(kv: KV | None, layers: int, kv_heads: int, head_dim: int, tokens
     heads, blocks = layers * kv_heads, -(-tokens // POSITIONS)
     if kv is None:
         return heads * blocks * block_bytes(None, head_dim)
-    coded = max(0, blocks - 1 - kv.window // POSITIONS)
-    halves = heads * (blocks - max(0, coded - 1)) * block_bytes(None, head_dim)
-    return halves + heads * _up(coded, SPAN) * block_bytes(kv, head_dim)
+    coded = max(0, blocks - 2 - kv.window // POSITIONS)
+    halves = blocks - max(0, coded - 1)
+    return heads * (halves * block_bytes(None, head_dim) + coded * block_bytes(kv, head_dim))
 
 
 def _up(n: int, to: int) -> int:
