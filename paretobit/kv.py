@@ -64,6 +64,11 @@ def parse(text: str | int | None) -> KV | None:
     return KV(int(found[1]), bool(found[2]), not found[3], window)
 
 
+def spell(kv: KV | None) -> str:
+    """What `parse` reads."""
+    return "16" if kv is None else str(kv)
+
+
 def rotation(head_dim: int) -> Rotation:
     """What turns every head of queries, keys and values: one for all, for the same tokens must meet in one basis."""
     return Rotation.of(head_dim, 0, "kv")

@@ -20,17 +20,24 @@ if TYPE_CHECKING:
     from paretobit.runtime.session import Session
 
 
-def load(path: str | Path, threads: int | None = None, activations: str = "int8", context: int | None = None) -> Model:
+def load(
+    path: str | Path,
+    threads: int | None = None,
+    activations: str = "int8",
+    context: int | None = None,
+    kv: str | int | None = None,
+) -> Model:
     """Open the packed model in folder `path`.
 
     threads: None for the physical cores; activations: "int8" or "fp32"; context: most tokens of a sequence, None for
-    the model's own limit. Raises ParetobitError where there is no packed model, or it is damaged.
+    the model's own limit; kv: bits of the key-value cache, 16, 8, 4, 3 or 2, or a spelling of `kv.KV`. Raises
+    ParetobitError where there is no packed model, or it is damaged.
     """
     from paretobit.artifact import Artifact
     from paretobit.runtime.session import Session
 
     artifact = Artifact(Path(path))
-    return Model(Session(artifact, threads, activations, context), Tokenizer(artifact.companions))
+    return Model(Session(artifact, threads, activations, context, kv), Tokenizer(artifact.companions))
 
 
 class Model:

@@ -19,3 +19,4 @@ Seed = Annotated[int, Option("Equal seeds choose equal tokens, on every machine.
 Stop = Annotated[tuple[str, ...], Option("End before this text; repeatable.")]
 Threads = Annotated[int | None, Option("Threads that compute (default: one for each physical core).")]
 Activations = Annotated[str, Option("int8, or fp32: slower, and exact.")]
+Kv = Annotated[str | int | None, Option("Bits of the key-value cache: 8, 4, 3 or 2 (default: 16; docs/kv.md).")]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from paretobit.budget import JOULES, MS
 from paretobit.errors import ParetobitError
 from paretobit.progress import progress, say
+from paretobit.verbs.answers import Kv
 from paretobit.verbs.verb import Option, Verb
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from paretobit.evals.energy import Energy, Meter
     from paretobit.evals.latency import Latency
     from paretobit.evals.memory import Resident
+    from paretobit.kv import KV
     from paretobit.runtime.session import Session
     from paretobit.speed import Spread
 
@@ -66,19 +68,23 @@ class Run:
 
 @dataclass(frozen=True)
 class Bench:
-    """A model's speed on this machine, one run a number of threads. grid: the country of --grid, None without."""
+    """A model's speed on this machine, one run a number of threads. kv: how the key-value cache is kept, "16" for
+    fp16; kv_bytes: of it after prompt and tokens; grid: the country of --grid, None without."""
 
     path: str
     isa: str
     cpu: str
     size_bytes: int
     runs: tuple[Run, ...]
+    kv: str
+    kv_bytes: int
     grid: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The figures of the run with the most threads, and all `runs`."""
         most = max(self.runs, key=lambda run: run.latency.threads)
         about = {"path": self.path, "isa": self.isa, "cpu": self.cpu, "size_bytes": self.size_bytes, "grid": self.grid}
+        about |= {"kv": self.kv, "kv_bytes": self.kv_bytes}
         return {**about, **self._run(most), "runs": [self._run(run) for run in self.runs]}
 
     def _run(self, run: Run) -> dict[str, Any]:
@@ -99,6 +105,7 @@ def bench(
     tokens: Annotated[int, Option("Tokens to decode in a round.")] = 64,
     prompt: Annotated[int, Option("Tokens of the prompt.")] = 256,
     rounds: Annotated[int, Option("Rounds of reading memory, prompt and decoding in turn.")] = 5,
+    kv: Kv = None,
     grid: Annotated[str | None, Option("Country of the grid, such as IND: adds g CO2e per million tokens.")] = None,
 ) -> Bench:
     """Measure a packed model: tokens/s, time to first token, memory, energy, share of the read bandwidth.
@@ -109,14 +116,18 @@ def bench(
     from paretobit import hardware
     from paretobit.artifact import Artifact
     from paretobit.evals.energy import carbon
+    from paretobit.kv import cache_bytes, parse, spell
 
     if grid is not None:
         carbon(1.0, grid)  # a country that is not known is said before the work
-    teams = parse_threads(threads, hardware.cores())
+    teams, cache = parse_threads(threads, hardware.cores()), parse(kv)
     packed = Artifact(Path(out))
+    arch = packed.arch
     with progress(f"measuring {packed.name}", len(teams) * (2 * rounds + 1)) as advance:
-        runs = tuple(_run(packed, team, prompt, tokens, rounds, advance) for team in teams)
-    result = Bench(str(out), hardware.isa(), hardware.cpu_name(), packed.size_bytes, runs, grid)
+        runs = tuple(_run(packed, team, prompt, tokens, rounds, cache, advance) for team in teams)
+    nbytes = cache_bytes(cache, arch.layers, arch.kv_heads, arch.head_dim, prompt + tokens)
+    about = (str(out), hardware.isa(), hardware.cpu_name(), packed.size_bytes)
+    result = Bench(*about, runs, spell(cache), nbytes, grid)
     _remember(packed, result)
     return result
 
@@ -131,24 +142,25 @@ def parse_threads(text: str | None, cores: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(int(part) for part in parts))
 
 
-def _run(packed: Artifact, threads: int, prompt: int, tokens: int, rounds: int, advance: Any) -> Run:
+def _run(packed: Artifact, threads: int, prompt: int, tokens: int, rounds: int, kv: KV | None, advance: Any) -> Run:
     from paretobit.evals.latency import bytes_per_token, first_output_s, measure
     from paretobit.evals.memory import watch
+    from paretobit.kv import spell
     from paretobit.runtime.session import Session
     from paretobit.speed import Spread
 
-    session = Session(packed, threads=threads)
+    session = Session(packed, threads=threads, kv=spell(kv))
     size = bytes_per_token(packed)
     latency = measure(session, size, prompt=prompt, tokens=tokens, rounds=rounds, advance=advance)
     energy = decode_energy(session, latency)
     del session
-    first = run_command(packed, threads, 1)
+    first = run_command(packed, threads, 1, spell(kv))
     first_output_s(first)  # what it reads is in the page cache from now on
     starts = []
     for _ in range(rounds):
         starts.append(first_output_s(first))
         advance(1)
-    resident = watch(run_command(packed, threads, tokens))
+    resident = watch(run_command(packed, threads, tokens, spell(kv)))
     advance(1)
     return Run(latency, Spread.of(starts), resident, energy)
 
@@ -183,10 +195,10 @@ def decode_energy(session: Session, latency: Latency, meter: Meter | None = None
         session.close(slot)
 
 
-def run_command(packed: Artifact, threads: int, tokens: int) -> list[str]:
+def run_command(packed: Artifact, threads: int, tokens: int, kv: str = "16") -> list[str]:
     """`paretobit run` in a fresh interpreter."""
     run = [sys.executable, "-m", "paretobit", "run", str(packed.folder), PROMPT]
-    return [*run, "-n", str(tokens), "--temperature", "0", "--threads", str(threads)]
+    return [*run, "-n", str(tokens), "--temperature", "0", "--threads", str(threads), "--kv", kv]
 
 
 def _remember(packed: Artifact, result: Bench) -> None:
@@ -202,6 +214,7 @@ def _remember(packed: Artifact, result: Bench) -> None:
         found = run.to_json()
         command = f"paretobit bench THIS --threads {found['threads']} --prompt {found['prompt_tokens']} "
         command += f"--tokens {found['tokens']} --rounds {len(run.latency.rounds)}"
+        command += "" if result.kv == "16" else f" --kv {result.kv}"
         for metric, unit in UNITS.items():
             if found[metric] is not None:
                 n = len(run.latency.rounds) if metric in found["spreads"] else 1
@@ -255,6 +268,7 @@ def show(result: Bench) -> Any:
         f"Medians of {len(at.rounds)} rounds (range). Prompt {at.prompt_tokens} tokens, then {at.tokens} one by one, "
         f"{human(at.bytes_per_token)} of weights each. First token: after that prompt, the model loaded; from start: "
         f"of `paretobit run` with a prompt of a few words.",
+        f"Key-value cache: {result.kv} bits, {human(result.kv_bytes)} at the end.",
         *energy_lines(result),
     )
 

@@ -13,6 +13,7 @@ from paretobit.progress import plain, say, write
 from paretobit.verbs.answers import (
     Activations,
     FrequencyPenalty,
+    Kv,
     LogitBias,
     MaxNewTokens,
     MinP,
@@ -145,6 +146,7 @@ def chat(
     stop: Stop = (),
     threads: Threads = None,
     activations: Activations = "int8",
+    kv: Kv = None,
 ) -> Chat:
     """Talk with the model, in its own chat template: a line is a message, /help lists commands, Ctrl-D leaves.
 
@@ -157,7 +159,7 @@ def chat(
 
     penalties = (repetition_penalty, presence_penalty, frequency_penalty)
     sampling = Sampling(temperature, top_k, top_p, min_p, *penalties, parse_bias(logit_bias), seed)
-    model = load(out, threads, activations)
+    model = load(out, threads, activations, kv=kv)
     return Chat(Conversation(model, sampling, max_new_tokens, stop, system, tell=note), out)
 
 

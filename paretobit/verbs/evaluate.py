@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from paretobit.errors import ParetobitError
 from paretobit.progress import progress, say
+from paretobit.verbs.answers import Kv
 from paretobit.verbs.needs import torch_or_hint
 from paretobit.verbs.verb import Option, Verb
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from paretobit.runtime.tokenizer import Tokenizer
 
 TORCH, NATIVE = RUNTIMES = ("torch", "native")
+Runtime = Annotated[
+    str | None, Option("What computes OUT: torch, or native, as run and chat do (default: torch, with --kv native).")
+]
 Figure = tuple[str, float | None, float | None, int, str]
 
 
@@ -28,7 +32,8 @@ Figure = tuple[str, float | None, float | None, int, str]
 class Evaluation:
     """What eval measured. text: None where only tasks ran; tasks: one a file; difference: against --versus, paired.
 
-    activations: the native runtime's int8 activations against float32 ones, None where torch computed;
+    activations: the native runtime's int8 activations against float32 ones, None where torch computed; kv: its small
+    key-value cache against one in fp16, None where there is none; cache: how it is kept;
     size_bytes, other_bytes, bits_per_weight: None where the model is not a packed one.
     """
 
@@ -40,6 +45,8 @@ class Evaluation:
     tasks: tuple[TaskResult, ...] = ()
     difference: dict[str, Any] | None = None
     activations: Comparison | None = None
+    kv: Comparison | None = None
+    cache: str = "16"
     seconds: float = field(default=0.0, compare=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -51,6 +58,7 @@ class Evaluation:
             "tasks": [task.to_json() for task in self.tasks],
             "difference": self.difference,
             "activations": self.activations.to_json() if self.activations else None,
+            "kv": {"cache": self.cache, **self.kv.to_json()} if self.kv else None,
         }
 
     def __str__(self) -> str:
@@ -66,7 +74,8 @@ def evaluate(
     versus: Annotated[str | None, Option("Another packed model, compared pairwise on the same windows.")] = None,
     windows: Annotated[int, Option("At most this many windows of 512 tokens; 0 = the whole text.")] = 80,
     rows: Annotated[int, Option("At most this many rows a task, evenly spaced; 0 = all.")] = 0,
-    runtime: Annotated[str, Option("What computes OUT: torch, or native (what run and chat use).")] = TORCH,
+    runtime: Runtime = None,
+    kv: Kv = None,
     device: Annotated[str | None, Option("cpu or cuda (default: cuda where there is one).")] = None,
 ) -> Evaluation:
     """Measure a packed model: perplexity, KL divergence to the original, agreement, tasks.
@@ -80,34 +89,35 @@ def evaluate(
     from paretobit.checkpoint import open_model
     from paretobit.evals.divergence import paired
 
-    _check(against, text, tasks, versus, runtime)
+    runtime, cache = _check(against, text, tasks, versus, runtime, kv)
     started = time.monotonic()
     source = open_model(out)
-    candidate, tokenizer = open_decoder(source, device) if runtime == TORCH else open_session(source)
+    candidate, tokenizer = _open(source, runtime, device, cache)
     original = open_model(against) if against else None
     kept = all(fits(model) for model in (source, original) if model is not None)
     reference = open_decoder(original, device)[0] if original else None
-    compared = difference = rounded = None
+    compared = difference = None
+    losses: dict[str, Comparison] = {}
     if text is not None:
         compared = _compare(out, candidate, reference, tokenizer, Path(text), windows)
         if runtime == NATIVE:
-            exact = open_session(source, "fp32")[0]
-            rounded = _compare(f"{out}'s activations", candidate, exact, tokenizer, Path(text), windows)
+            losses = _native_losses(out, source, candidate, tokenizer, Path(text), windows, cache)
         if versus is not None:
-            rival_source = open_model(versus)
-            other = (open_decoder(rival_source, device) if runtime == TORCH else open_session(rival_source))[0]
+            other = _open(open_model(versus), runtime, device, cache)[0]
             rival = _compare(versus, other, reference, tokenizer, Path(text), windows)
             difference = {"versus": versus} | paired(compared, rival)
     context = source.arch.max_positions
     scored = tuple(_score(out, candidate, reference, tokenizer, Path(task), rows or None, context) for task in tasks)
     packed = source if isinstance(source, Artifact) else None
     seconds = time.monotonic() - started
-    result = Evaluation(out, None, None, None, compared, scored, difference, rounded, seconds)
+    result = Evaluation(out, None, None, None, compared, scored, difference, **losses, cache=cache, seconds=seconds)
     if packed:
         sizes = {key: getattr(packed, key) for key in ("size_bytes", "other_bytes", "bits_per_weight")}
         result = replace(result, **sizes)
         limit = (f" --windows {windows}" if text else "") + (f" --rows {rows}" if rows else "")
-        limit += "" if runtime == TORCH else f" --runtime {runtime}"
+        limit += ("" if runtime == TORCH else f" --runtime {runtime}") + (
+            "" if losses.get("kv") is None else f" --kv {cache}"
+        )
         _remember(packed, result, f" --against {original.name}" if original else "", text or "", tasks, limit)
         if original is not None and reference is not None and compared is not None:
             command = f"paretobit eval THIS --against {original.name} --text {Path(text or '').name}{limit}"
@@ -116,15 +126,42 @@ def evaluate(
     return result
 
 
-def _check(against: str | None, text: str | None, tasks: Sequence[str], versus: str | None, runtime: str) -> None:
+def _check(
+    against: str | None, text: str | None, tasks: Sequence[str], versus: str | None, runtime: str | None, kv: Kv
+) -> tuple[str, str]:
+    """(runtime, key-value cache) to use. Raises ParetobitError on options that do not go together."""
+    from paretobit.kv import parse, spell
+
+    cache = parse(kv)
+    small = cache is not None
+    runtime = runtime or (NATIVE if small else TORCH)
     if runtime not in RUNTIMES:
         raise ParetobitError(f"--runtime {runtime} is unknown", hint=f"choose from {', '.join(RUNTIMES)}")
+    if runtime == TORCH and small:
+        raise ParetobitError("--kv is for the native runtime", hint=f"say --runtime {NATIVE}, or leave --runtime out")
     if runtime == TORCH or against is not None:
         torch_or_hint("eval")
     if text is None and not tasks:
         raise ParetobitError("nothing to evaluate on", hint="add --text FILE.txt or --tasks FILE.jsonl")
     if versus is not None and (against is None or text is None):
         raise ParetobitError("--versus compares two models on --text against --against", hint="give both")
+    return runtime, spell(cache)
+
+
+def _native_losses(
+    out: str, source: Checkpoint, candidate: Logits, tokenizer: Tokenizer, text: Path, windows: int, cache: str
+) -> dict[str, Comparison]:
+    """What the native runtime rounds on its own: activations, and the small key-value cache where there is one."""
+    exact = open_session(source, "fp32", cache)[0]
+    losses = {"activations": _compare(f"{out}'s activations", candidate, exact, tokenizer, text, windows)}
+    if cache != "16":
+        halves = open_session(source)[0]
+        losses["kv"] = _compare(f"{out}'s key-value cache", candidate, halves, tokenizer, text, windows)
+    return losses
+
+
+def _open(source: Checkpoint, runtime: str, device: str | None, cache: str) -> tuple[Logits, Tokenizer]:
+    return open_decoder(source, device) if runtime == TORCH else open_session(source, cache=cache)
 
 
 def open_logits(name: str, device: str | None = None) -> tuple[Logits, Tokenizer]:
@@ -151,7 +188,7 @@ def fits(source: Checkpoint) -> bool:
     return 2 * source.bits16 < hardware.memory_available() // 2
 
 
-def open_session(source: Checkpoint, activations: str = "int8") -> tuple[Logits, Tokenizer]:
+def open_session(source: Checkpoint, activations: str = "int8", cache: str = "16") -> tuple[Logits, Tokenizer]:
     """The native runtime's logits. Raises ParetobitError on anything but a packed model."""
     from paretobit.artifact import Artifact
     from paretobit.runtime.session import Session
@@ -159,7 +196,7 @@ def open_session(source: Checkpoint, activations: str = "int8") -> tuple[Logits,
 
     if not isinstance(source, Artifact):
         raise ParetobitError(f"--runtime native runs packed models, not {source.name}", hint="quantize it first")
-    return Session(source, activations=activations).logits, Tokenizer(source.companions)
+    return Session(source, activations=activations, kv=cache).logits, Tokenizer(source.companions)
 
 
 def _compare(
@@ -263,12 +300,14 @@ def show(result: Evaluation) -> str:
         lines.append(f"  size           {human(result.size_bytes)}, {result.bits_per_weight:.3f} bits per weight")
     if result.text is not None:
         lines += _text_lines(result.text)
-    if result.activations is not None and result.activations.kl_divergence is not None:
-        kl, same = result.activations.kl_divergence, result.activations.share("same_top1")[0]
-        lines.append(
-            f"  activations    int8 against float32: KL {kl['mean']:.5f} ± {kl['stderr'] or 0:.5f} nats, "
-            f"same top-1 {same:.2%}"
-        )
+    for name, what, loss in (
+        ("activations", "int8 against float32", result.activations),
+        ("kv cache", f"{result.cache} against 16 bits", result.kv),
+    ):
+        if loss is not None and loss.kl_divergence is not None:
+            kl, same = loss.kl_divergence, loss.share("same_top1")[0]
+            what += f": KL {kl['mean']:.5f} ± {kl['stderr'] or 0:.5f} nats, same top-1 {same:.2%}"
+            lines.append(f"  {name:14} {what}")
     for task in result.tasks:
         lines.append(_task_line(task))
     if result.difference:

@@ -13,6 +13,7 @@ from paretobit.progress import say, write
 from paretobit.verbs.answers import (
     Activations,
     FrequencyPenalty,
+    Kv,
     LogitBias,
     MaxNewTokens,
     MinP,
@@ -87,6 +88,7 @@ def run(
     stop: Stop = (),
     threads: Threads = None,
     activations: Activations = "int8",
+    kv: Kv = None,
 ) -> Completion:
     """Go on from PROMPT, as plain text without a chat template; "-" reads it from stdin, less its last line break.
 
@@ -100,7 +102,7 @@ def run(
     sampling = Sampling(temperature, top_k, top_p, min_p, *penalties, parse_bias(logit_bias), seed)
     text = _stdin() if prompt == "-" else prompt
     start = time.perf_counter()
-    model = load(out, threads, activations)
+    model = load(out, threads, activations, kv=kv)
     ready = time.perf_counter()
     generation = model.stream(text, sampling, max_new_tokens, stop)
     return Completion(generation, model.session.threads, ready - start)

@@ -120,7 +120,7 @@ def test_bench_as_people_read_it() -> None:
     latency = Latency(2, 100, 20, 400_000_000, rounds)
     start = Spread.of([0.25])
     runs = (Run(latency, start, Resident(3_500_000, 1, 2), ENERGY), Run(latency, start, None, ENERGY))
-    text = printed(bench_verb.show(Bench("small", "avx2", "a cpu", 5_000_000, runs, "IND")))
+    text = printed(bench_verb.show(Bench("small", "avx2", "a cpu", 5_000_000, runs, "4", 6_000_000, "IND")))
     first, second = (line for line in text.splitlines() if line.strip().startswith("2 "))
     # 100 tokens in 0.5 s; 20 in 2 s; 400 MB a token at 10 tokens/s of 10 GB/s
     for figure in ("200.0 (200.0–400.0)", "10.0 (10.0–20.0)", "4.0 (4.0–8.0)", "40%", "0.500 (0.250–0.500)", "0.25 ("):

@@ -174,6 +174,7 @@ def test_smollm2_by_hand():
         norm_offset=0.0,
         ropes=(Rope(1e5),) * 30,
         windows=(None,) * 30,
+        small_kv=True,
     )
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from paretobit import kv, native
-from paretobit.errors import ParetobitError
 from paretobit.kv import KV
 from tests.small_cache import Cache
 
