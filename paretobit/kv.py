@@ -29,8 +29,8 @@ from paretobit.rotation import Rotation
 POSITIONS = 64  # of a block, as csrc/kernels.h
 LEVELS = {8: 255, 4: 16, 3: 8, 2: 4}
 STEPS = np.arange(24, 8, -1, dtype=np.float32) / np.float32(24)  # of the scale at which a row's range just fits
-MOST_WINDOW = 1 << 30
-SPELLING = re.compile(r"(\d+)(c?)(p?)(?:w(\d+))?")
+MOST_HEAD = 1024  # channels, as csrc/kernels.h
+SPELLING = re.compile(r"([0-9]{1,9})(c?)(p?)(?:w([0-9]{1,9}))?")
 HINT = "16, 8, 4, 3 or 2; c: keys' scales by channel; p: plain, not rotated; w128: so many of the newest in fp16"
 
 
@@ -58,9 +58,9 @@ def parse(text: str | int | None) -> KV | None:
     found = SPELLING.fullmatch(str(text).strip()) if text is not None else None
     if text is None or (found and found[0] == "16"):
         return None
-    window = int(found[4][:12]) if found and found[4] else POSITIONS
-    if not found or int(found[1][:12]) not in LEVELS or window % POSITIONS or window > MOST_WINDOW:
-        raise ParetobitError(f"a key-value cache of '{text}'", hint=HINT)
+    window = int(found[4]) if found and found[4] else POSITIONS
+    if not found or int(found[1]) not in LEVELS or window % POSITIONS:
+        raise ParetobitError(f"a key-value cache of '{str(text)[:40]}'", hint=HINT)
     return KV(int(found[1]), bool(found[2]), not found[3], window)
 
 

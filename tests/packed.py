@@ -21,10 +21,12 @@ from paretobit.arch.spec import EMBED, HEAD
 from paretobit.artifact import Artifact, assemble, stored
 from paretobit.compress import estimate, model
 from paretobit.compress.model import Decoder
+from paretobit.kv import KV
 from paretobit.qtensor import QTensor
 from paretobit.scheme import FLOATS, Grid, parse
 from paretobit.tensorfile import write_arrays
 from tests.checkpoints import tiny_llama_folder
+from tests.small_cache import mixed_attention
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -69,7 +71,7 @@ class Shelf:
         """The blocks' matrices on `scheme`, embedding and head one step wider; `changes` go into config.json."""
         key = (family, scheme, repr(sorted(changes.items())))
         if key not in self.made:
-            self.made[key] = self._quantize(*self._model(family, changes), to=scheme, method="rtn")
+            self.made[key] = self.quantize(*self._model(family, changes), to=scheme, method="rtn")
         return self.made[key]
 
     def mixed(self, family: str, schemes: Mapping[str, str]) -> Artifact:
@@ -82,7 +84,7 @@ class Shelf:
             layers |= found
         source, where = self._model(family, {})
         (where / "plan.json").write_text(replace(plan, layers=layers).to_json())
-        return self._quantize(source, where, plan=str(where / "plan.json"))
+        return self.quantize(source, where, plan=str(where / "plan.json"))
 
     def trellis(self, family: str, schemes: Mapping[str, str], transforms: Sequence[Mapping] = ()) -> Artifact:
         """Like `mixed`, but matrices on a trellis hold random codes, at the spread of the weights they replace; with
@@ -113,7 +115,8 @@ class Shelf:
         where = self.folder / str(self.count)
         return tiny_llama_folder(where / "model", model_type=model_type, **{**traits, **changes}), where
 
-    def _quantize(self, source: Path, where: Path, **options: str) -> Artifact:
+    def quantize(self, source: Path, where: Path, **options: str) -> Artifact:
+        """The model in folder `source`, packed under `where`."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(estimate, "matmul_flops", lambda **how: 1e10)
             patch.setenv("PARETOBIT_CACHE", str(where / "cache"))
@@ -141,15 +144,17 @@ def round_activations(x: Tensor, grid: Grid) -> Tensor:
 
 
 class Reference(Decoder):
-    """The torch decoder in float64, keys and values rounded to fp16; with int8=True activations to int8 too.
+    """The torch decoder in float64, keys and values rounded to fp16, with int8=True activations to int8 too.
 
-    noise: standard deviation of what is added to every activation that a matrix multiplies, drawn from `seed`, in units
+    kv: how the cache keeps them instead; noise: standard deviation of what is added to every activation that a matrix multiplies, drawn from `seed`, in units
     of 2⁻²⁴ of their root mean square.
     """
 
-    def __init__(self, source: Artifact, int8: bool = False, noise: float = 0.0, seed: int = 0) -> None:
+    def __init__(
+        self, source: Artifact, int8: bool = False, noise: float = 0.0, seed: int = 0, kv: KV | None = None
+    ) -> None:
         super().__init__(source)
-        self.packed, self.int8, self.noise = source, int8, noise
+        self.packed, self.int8, self.noise, self.kv = source, int8, noise, kv
         self.random = torch.Generator().manual_seed(seed)
 
     def _load(self, name: str, rows: slice | None = None) -> Tensor:
@@ -171,7 +176,10 @@ class Reference(Decoder):
         plain = model._attend
 
         def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float) -> Tensor:
-            return plain(q, k.half().double(), v.half().double(), window, scale)
+            if self.kv is None:
+                return plain(q, k.half().double(), v.half().double(), window, scale)
+            found = mixed_attention(q.numpy(), k.numpy(), v.numpy(), window, scale, self.kv)
+            return torch.from_numpy(found)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(model, "_attend", attend)

@@ -1,4 +1,5 @@
-"""Attention through a small key-value cache in numpy, in the very order of csrc/layers.inl's float32 operations."""
+"""Attention through a small key-value cache in numpy: in the very order of csrc/layers.inl's float32 operations, and as
+plain as can be in float64."""
 
 from __future__ import annotations
 
@@ -123,3 +124,34 @@ class Cache:
         weights = state.weigh(np.where(seen, scores, F(-np.inf))) * found.value_scale.astype(F)
         ones = np.ones(self.head_dim, F)
         state.values = state.values + product(found.value_codes.T, ones, levels, weights, self.int8)
+
+
+def mixed_attention(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int | None, scale: float, scheme: KV
+) -> np.ndarray:
+    """Causal attention of float64 q (b, heads, t, head_dim) to k, v (b, kv_heads, t, head_dim), of which every token
+    reads each position as `scheme` has it for that token. Returns (b, t, heads · head_dim)."""
+    b, heads, t, d = q.shape
+    turn = kv.rotation(d).forward(np.eye(d, dtype=np.float32)).astype(np.float64) if scheme.rotate else np.eye(d)
+    halves = np.stack([k @ turn, v @ turn]).astype(np.float16)  # (2, b, kv_heads, t, d)
+    codes = halves.astype(np.float64)
+    for index in np.ndindex(b, k.shape[1]):
+        for start in range(0, t - POSITIONS + 1, POSITIONS):
+            at = (slice(None), *index, slice(start, start + POSITIONS))
+            found = kv.encode(*halves[at], scheme)
+            zero, key_scale = (scheme.levels - 1) / 2, found.key_scale.astype(np.float64)
+            key_scale = key_scale if scheme.by_channel else key_scale[:, None]
+            keys = found.key_centre + key_scale * (found.key_codes - zero)
+            codes[at] = keys, found.value_scale.astype(np.float64)[:, None] * (found.value_codes - zero)
+    own, block = np.arange(t)[:, None] // POSITIONS, np.arange(t)[None] // POSITIONS
+    coded = (block > 0) & (block < own - scheme.window // POSITIONS)
+    behind = np.arange(t)[:, None] - np.arange(t)[None]
+    hidden = (behind < 0) | (behind >= (window or t))
+    group = heads // k.shape[1]
+    (half_keys, half_values), (keys, values) = (x.astype(np.float64).repeat(group, 2) for x in (halves, codes))
+    turned = q @ turn * scale
+    scores = np.where(coded, turned @ keys.swapaxes(-1, -2), turned @ half_keys.swapaxes(-1, -2))
+    weights = np.exp(np.where(hidden, -np.inf, scores - np.where(hidden, -np.inf, scores).max(-1, keepdims=True)))
+    weights /= weights.sum(-1, keepdims=True)
+    out = (np.where(coded, weights, 0) @ values + np.where(coded, 0, weights) @ half_values) @ turn.T
+    return out.swapaxes(1, 2).reshape(b, t, heads * d)

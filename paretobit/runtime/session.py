@@ -76,6 +76,11 @@ class Session:
                 f"{self.arch.model_type}: nobody has proven that a small key-value cache works with it",
                 hint="leave out --kv, or prove it: docs/kv.md says how",
             )
+        if self.kv is not None and self.arch.head_dim > caches.MOST_HEAD:
+            raise ParetobitError(
+                f"a small key-value cache for heads of {self.arch.head_dim} channels",
+                hint=f"they may have {caches.MOST_HEAD}: leave out --kv",
+            )
         threads = hardware.cores() if threads is None else threads
         module = native._module()
         if not 1 <= threads <= module.Session.MOST_THREADS:

@@ -75,15 +75,25 @@ void use_together(const Decoder& d, const Kernels& k, const std::vector<float>& 
   for (const auto& logits : found) require(same(logits, expected), d.name + ": depends on other threads");
 }
 
-Digest run(const Decoder& d, bool int8) {
+CacheScheme small_cache(const Config& config, bool int8) {
+  CacheScheme scheme;
+  scheme.bits = int8 ? 4 : 3, scheme.by_channel = !int8, scheme.window = 0;
+  std::vector<int8_t> signs(config.head_dim, 1);
+  for (size_t i = 0; i < signs.size(); i += 3) signs[i] = -1;
+  scheme.rotation.emplace(signs.size(), 1, Span<int8_t>{signs.data(), signs.size()}, Span<int8_t>{});
+  return scheme;
+}
+
+Digest run(const Decoder& d, bool int8, bool small) {
   const size_t vocab = d.model->config().vocab;
   const std::vector<int32_t> tokens = make_tokens(d, 0), others = make_tokens(d, 1);
   std::vector<float> expected;
   for (const std::string& isa : available()) {
     const Kernels& k = kernels(isa);
-    const std::string where = d.name + ", " + isa + (int8 ? ", int8" : "");
+    const std::string where = d.name + ", " + isa + (int8 ? ", int8" : "") + (small ? ", small cache" : "");
     for (const size_t threads : {size_t(1), size_t(3)}) {
-      Session session(*d.model, k, threads, int8, kContext);
+      const CacheScheme cache = small ? small_cache(d.model->config(), int8) : CacheScheme();
+      Session session(*d.model, k, threads, int8, kContext, cache);
       for (const size_t step : {size_t(64), size_t(1), size_t(13)}) {
         const std::vector<float> logits = logits_of(session, vocab, tokens, step);
         if (expected.empty()) expected = logits;
@@ -92,7 +102,7 @@ Digest run(const Decoder& d, bool int8) {
       require(same(logits_beside(session, vocab, tokens, others), expected), where + ": depends on what is beside it");
       require(session.kv_bytes() == 0, where + ": closed sequences keep memory");
     }
-    if (int8) use_together(d, k, expected);
+    if (int8 && !small) use_together(d, k, expected);
   }
   for (const float x : expected) require(std::isfinite(x), d.name + ": logits are not finite");
   Digest digest;
@@ -107,10 +117,12 @@ int main() {
   using namespace paretobit::test;
   Digest all;
   for (const Decoder& decoder : make_decoders())
-    for (const bool int8 : {true, false}) {
-      const uint64_t digest = run(decoder, int8).value();
-      std::printf("%016" PRIx64 " %s%s\n", digest, decoder.name.c_str(), int8 ? ", int8" : "");
-      all.add(&digest, 1);
-    }
+    for (const bool small : {false, true})
+      for (const bool int8 : {true, false}) {
+        const uint64_t digest = run(decoder, int8, small).value();
+        std::printf("%016" PRIx64 " %s%s%s\n", digest, decoder.name.c_str(), int8 ? ", int8" : "",
+                    small ? ", small cache" : "");
+        all.add(&digest, 1);
+      }
   std::printf("%016" PRIx64 "\n", all.value());
 }

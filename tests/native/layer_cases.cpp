@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "cases.h"
+#include "pack.h"
 #include "rotation.h"
 
 namespace paretobit::test {
@@ -99,6 +100,53 @@ void attend_case(const Kernels& k, size_t head_dim, size_t group, size_t tokens,
   report_values(report, name, out);
 }
 
+// Halves of blocks as codes, and queries that meet them; the last token's block and `recent` before it stay halves.
+void coded_case(const Kernels& k, Format format, size_t head_dim, size_t group, size_t tokens, bool by_channel,
+                size_t window, const Report& report) {
+  const std::string name = "coded/" + std::to_string(levels_of(format)) + (by_channel ? "c/" : "/") +
+                           std::to_string(head_dim) + "/" + std::to_string(group) + "x" + std::to_string(tokens) + "/" +
+                           std::to_string(window);
+  Random random(name);
+  const Coded coded(format, head_dim, by_channel);
+  const size_t n = kPositions, width = padded_head(head_dim), position = 3 * n + 50;
+  std::vector<std::vector<uint16_t>> blocks(5, std::vector<uint16_t>(n * (head_dim + width)));
+  std::vector<std::vector<uint8_t>> codes(blocks.size(), std::vector<uint8_t>(coded.bytes));
+  std::vector<const uint16_t*> halves;
+  std::vector<const uint8_t*> pointers;
+  std::vector<uint8_t> scratch(n * head_dim);
+  for (size_t b = 0; b < blocks.size(); ++b) {
+    for (uint16_t& half : blocks[b]) half = uint16_t((random.below(2) << 15) | random.below(0x4400));  // up to 4
+    halves.push_back(blocks[b].data());
+    if (b == 0) continue;
+    uint8_t* to = codes[b].data();
+    const auto part = [&](size_t at) { return reinterpret_cast<uint16_t*>(to + at); };
+    uint16_t *centres = part(coded.key_centres), *scales = part(coded.key_scales);
+    for (size_t i = 0; i < head_dim; ++i) centres[i] = uint16_t(random.below(0x3C00));
+    if (by_channel)
+      k.round_rows({head_dim, n, coded.levels, halves[b], n, 1, centres, 1, 0, scratch.data(), 1, head_dim, scales});
+    else
+      k.round_rows({n, head_dim, coded.levels, halves[b], 1, n, centres, 0, 1, scratch.data(), head_dim, 1, scales});
+    pack(coded.keys, scratch.data(), to, 1);
+    k.round_rows({n, head_dim, coded.levels, halves[b] + n * head_dim, width, 1, nullptr, 0, 0, scratch.data(), 1, n,
+                  part(coded.value_scales)});
+    pack(coded.values, scratch.data(), to + coded.value_codes, 1);
+    pointers.push_back(to);
+    Digest digest;
+    digest.add(codes[b]);
+    report(name + "/block " + std::to_string(b), digest);
+  }
+  const std::vector<float> q = numbers(tokens * group * head_dim, random);
+  std::vector<float> out(q.size()), room(attend_scratch(head_dim));
+  const size_t stride = group * head_dim;
+  for (const bool int8 : {true, false}) {
+    AttendArgs args{halves.data(), 0, head_dim, width, group, window, position, q.data(), stride, out.data(), stride,
+                    room.data()};
+    args.coded = &coded, args.codes = pointers.data(), args.recent = 1, args.int8 = int8;
+    k.attend(args, 0, tokens * group);
+    report_values(report, name + (int8 ? "/int8" : "/float"), out);
+  }
+}
+
 }  // namespace
 
 void layer_cases(const Kernels& k, const Report& report) {
@@ -112,6 +160,11 @@ void layer_cases(const Kernels& k, const Report& report) {
   attend_case(k, 16, 1, 64, 100, 500, report);
   attend_case(k, 128, 5, 9, 0, 4, report);
   attend_case(k, 2, 2, 3, 63, 1, report);
+  coded_case(k, Format::k8, 64, 3, 1, false, 1024, report);
+  coded_case(k, Format::k4, 64, 3, 20, false, 1024, report);
+  coded_case(k, Format::k4, 128, 1, 1, true, 1024, report);
+  coded_case(k, Format::k3, 20, 5, 9, true, 90, report);
+  coded_case(k, Format::k2, 96, 2, 30, false, 150, report);
 }
 
 }  // namespace paretobit::test
