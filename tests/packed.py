@@ -146,8 +146,8 @@ def round_activations(x: Tensor, grid: Grid) -> Tensor:
 class Reference(Decoder):
     """The torch decoder in float64, keys and values rounded to fp16, with int8=True activations to int8 too.
 
-    kv: how the cache keeps them instead; noise: standard deviation of what is added to every activation that a matrix multiplies, drawn from `seed`, in units
-    of 2⁻²⁴ of their root mean square.
+    kv: how the cache keeps them instead. noise: standard deviation of what is added to every activation that a matrix
+    multiplies, drawn from `seed`, in units of 2⁻²⁴ of their root mean square.
     """
 
     def __init__(

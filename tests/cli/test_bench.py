@@ -14,6 +14,7 @@ from paretobit.evals import energy, fixed
 from paretobit.evals.energy import Energy, Meter, counters
 from paretobit.evals.latency import Latency, Round
 from paretobit.evals.memory import Resident
+from paretobit.kv import cache_bytes, parse
 from paretobit.profile import ASSUMED_POWER, FIXED
 from paretobit.reports.results import read
 from paretobit.runtime.session import Session
@@ -202,3 +203,15 @@ def test_probe_says_where_it_cannot_write(tmp_path: Path, command: Command, monk
     assert "there is a file in the way" in command("probe", "-o", tmp_path / "file" / "p.json").error
     with pytest.raises(ParetobitError):
         pb.probe(out=str(tmp_path / "file" / "p.json"))
+
+
+def test_bench_of_a_small_cache_says_so(packed: Path, command: Command) -> None:
+    words = ("bench", packed, "--threads", 1, "--prompt", 300, "--tokens", 4, "--rounds", 1)
+    found = {kv: json.loads(command(*words, "--kv", kv, "--json").out) for kv in ("16", "4")}
+    arch = pb.Artifact(packed).arch
+    for kv, told in found.items():
+        sizes = (arch.layers, arch.kv_heads, arch.head_dim, 304)
+        assert (told["kv"], told["kv_bytes"]) == (kv, cache_bytes(parse(kv), *sizes))
+    commands = [row.command for row in read(packed / "results.jsonl")]
+    assert any(line.endswith("--rounds 1 --kv 4") for line in commands)
+    assert "16, 8, 4, 3 or 2" in command("bench", packed, "--kv", "1").error

@@ -49,3 +49,19 @@ def test_the_card_repeats_the_command(packed: Path, text: Path, command: Command
     command("eval", packed, "--text", text, "--windows", 1, "--runtime", "native")
     rows = [json.loads(line) for line in (packed / "results.jsonl").read_text().splitlines()]
     assert any(row["command"].endswith("--windows 1 --runtime native") for row in rows)
+
+
+def test_a_small_cache_is_measured_against_fp16(packed: Path, text: Path, command: Command) -> None:
+    measured = ("eval", packed, "--text", text, "--windows", 2)
+    losses = []
+    for kv in ("8", "2"):
+        found = json.loads(command(*measured, "--kv", kv, "--json").out)
+        assert found["kv"]["cache"] == kv and found["activations"] is not None
+        losses.append(found["kv"]["kl_divergence"]["mean"])
+    assert 0 < 10 * losses[0] < losses[1]
+    assert json.loads(command(*measured, "--runtime", "native", "--json").out)["kv"] is None
+    assert "kv cache       4c against 16 bits: KL" in command(*measured, "--kv", "4c").out
+    rows = [json.loads(line) for line in (packed / "results.jsonl").read_text().splitlines()]
+    assert any(row["command"].endswith("--windows 2 --runtime native --kv 4c") for row in rows)
+    assert "leave --runtime out" in command(*measured, "--kv", "4", "--runtime", "torch").error
+    assert "16, 8, 4, 3 or 2" in command(*measured, "--kv", "7").error

@@ -87,3 +87,26 @@ def test_run_and_chat_need_no_torch_and_no_rich(packed: Path) -> None:
         arguments = [sys.executable, "-c", code, *map(str, words), "-n", "5"]
         done = subprocess.run(arguments, input=said, capture_output=True, text=True, timeout=60, env=dict(os.environ))
         assert done.returncode == 0 and done.stdout.endswith("\n") and "Traceback" not in done.stderr
+
+
+def test_a_small_cache(packed: Path, command: Command) -> None:
+    """With a prompt of which much is kept as codes: the command does what load does, and that is not what fp16 does."""
+    prompt, after = "The capital of France is Paris. " * 25, []
+    for kv in (16, 8, "2pw0"):
+        model = pb.load(packed, kv=kv)
+        after.append(model.logits(model.tokenizer.encode(prompt))[-1])
+        assert command("run", packed, prompt, "-n", 40, "--kv", kv).out == model.generate(prompt, 40) + "\n"
+    assert len({logits.tobytes() for logits in after}) == 3
+    assert "16, 8, 4, 3 or 2" in command("run", packed, "x", "--kv", "5").error
+    assert "16, 8, 4, 3 or 2" in command("chat", packed, "--kv", "4z").error
+
+
+def test_a_conversation_with_a_small_cache_goes_on_where_it_was(packed: Path) -> None:
+    """Every turn keeps what the last one computed, and takes back what does not come again."""
+    sampling, model = Sampling(temperature=0.0), pb.load(packed, threads=1, kv=4)
+    talk = Conversation(model, sampling, max_new_tokens=60, system="The river runs through the old town. " * 10)
+    for text in ("Hello", "The river runs", "x"):
+        assert "".join(talk.answer(text))
+    assert talk.last is not None and talk.last.fed_tokens < talk.last.prompt_tokens
+    again = "".join(talk.again())
+    assert talk.messages[-1]["content"] == again and model.session.kv_bytes > 0
