@@ -41,9 +41,9 @@ void cosines_sines(List<const double> angles, binding::Matrix<double> out) {
   }
 }
 
-// Attention of one key-value head through a cache as a session uses it, `step` tokens at a time; at the end the sequence is
-// cut to `cut` tokens and goes on with the same again. q, out: (tokens, group · head_dim); keys, values: (tokens, head_dim).
-void attend_through_cache(const CacheScheme& scheme, bool int8, size_t window, size_t step, size_t cut,
+// Attention of one key-value head through a cache as a session uses it (kept: its window), `step` tokens at a time; at the
+// end the sequence is cut to `cut` tokens and goes on with the same again. q, out: (tokens, group · head_dim); keys, values: (tokens, head_dim).
+void attend_through_cache(int bits, bool by_channel, size_t kept, bool int8, size_t window, size_t step, size_t cut,
                           const binding::Matrix<const float>& q, const binding::Halves& keys,
                           const binding::Halves& values, const binding::Matrix<float>& out, const std::string& isa) {
   const size_t count = q.shape(0), d = keys.shape(1), width = padded_head(d);
@@ -51,10 +51,10 @@ void attend_through_cache(const CacheScheme& scheme, bool int8, size_t window, s
               is_shape(out, count, q.shape(1)) && step >= 1 && cut <= count && window >= 1,
           "sizes do not fit");
   const Kernels& k = kernels(isa);
-  const CacheShape shape(scheme, 1, 1, d);
+  const CacheShape shape({bits, by_channel, kept, {}}, 1, 1, d);
   Cache cache(shape);
   std::vector<float> scratch(attend_scratch(d));
-  std::vector<uint8_t> codes(kPositions * d);
+  CodeScratch room(d);
   const auto feed = [&](size_t first, size_t last) {
     cache.reserve(last - first);
     for (size_t t = first; t < last; ++t) {
@@ -65,7 +65,7 @@ void attend_through_cache(const CacheScheme& scheme, bool int8, size_t window, s
       }
     }
     const Cache::Range due = cache.due(last - first);
-    for (size_t block = due.first; block < due.last; ++block) cache.encode(k, block, 0, 0, codes.data());
+    for (size_t block = due.first; block < due.last; ++block) cache.encode(k, block, 0, 0, room);
     const size_t stride = q.shape(1), group = stride / d;
     AttendArgs args{cache.blocks(), 0, d, width, group, window, first, q.data() + first * stride, stride,
                     out.data() + first * stride, stride, scratch.data()};
@@ -87,8 +87,8 @@ void define_layers(nb::module_& m) {
   m.def("rms_norm", &rms_norm, as_is("x"), as_is("weight"), "eps"_a, as_is("out"), "isa"_a);
   m.def("gate", &gate, "gelu_tanh"_a, as_is("gates"), as_is("up"), "isa"_a);
   m.def("to_half", &to_half, as_is("values"), as_is("out"), "isa"_a);
-  m.def("attend_through_cache", &attend_through_cache, "scheme"_a, "int8"_a, "window"_a, "step"_a, "cut"_a, as_is("q"),
-        as_is("keys"), as_is("values"), as_is("out"), "isa"_a);
+  m.def("attend_through_cache", &attend_through_cache, "bits"_a, "by_channel"_a, "kept"_a, "int8"_a, "window"_a,
+        "step"_a, "cut"_a, as_is("q"), as_is("keys"), as_is("values"), as_is("out"), "isa"_a);
   m.def("cosines_sines", &cosines_sines, as_is("angles"), as_is("out"));
 }
 

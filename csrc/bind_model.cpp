@@ -59,10 +59,16 @@ void add_rotation(Weights& self, const std::string& tap, size_t layer, size_t or
   self.model.add_rotation(tap, layer, OwnedRotation(signs.size(), order, every, dense));
 }
 
-void rotate_cache(CacheScheme& self, size_t order, const Array<const int8_t, 1>& signs,
-                  const binding::Matrix<const int8_t>& hadamard) {
-  self.rotation.emplace(signs.size(), order, Span<int8_t>{signs.data(), signs.size()},
-                        Span<int8_t>{hadamard.data(), hadamard.size()});
+// bits, by_channel, window: of the key-value cache; its rotation's order, signs and dense factor, or none.
+void make_session(Session* self, const Weights& weights, const std::string& isa, size_t threads, bool int8,
+                  size_t context, int bits, bool by_channel, size_t window, size_t order,
+                  const std::optional<Array<const int8_t, 1>>& signs,
+                  const std::optional<binding::Matrix<const int8_t>>& hadamard) {
+  CacheScheme cache{bits, by_channel, window, {}};
+  if (signs && hadamard)
+    cache.rotation.emplace(signs->size(), order, Span<int8_t>{signs->data(), signs->size()},
+                           Span<int8_t>{hadamard->data(), hadamard->size()});
+  new (self) Session(weights.model, kernels(isa), threads, int8, context, cache);
 }
 
 using Feeds = std::vector<std::tuple<size_t, Array<const int32_t, 1>, size_t>>;
@@ -118,21 +124,11 @@ void define_model(nb::module_& m) {
       .def("add_rotation", &add_rotation, "tap"_a, "layer"_a, "order"_a, as_is("signs"), as_is("hadamard"))
       .def("add_vector", &add_vector, "role"_a, "layer"_a, as_is("values"))
       .def("seal", [](Weights& self) { self.model.seal(); });
-  nb::class_<CacheScheme>(m, "CacheScheme")
-      .def(nb::init<>())
-      .def_rw("bits", &CacheScheme::bits)
-      .def_rw("by_channel", &CacheScheme::by_channel)
-      .def_rw("window", &CacheScheme::window)
-      .def("rotate", &rotate_cache, "order"_a, as_is("signs"), as_is("hadamard"));
   nb::class_<Session> session(m, "Session");
   session
-      .def(
-          "__init__",
-          [](Session* self, const Weights& weights, const std::string& isa, size_t threads, bool int8,
-             size_t context, const CacheScheme& cache) {
-            new (self) Session(weights.model, kernels(isa), threads, int8, context, cache);
-          },
-          "model"_a, "isa"_a, "threads"_a, "int8"_a, "context"_a, "cache"_a = CacheScheme(), nb::keep_alive<1, 2>())
+      .def("__init__", &make_session, "model"_a, "isa"_a, "threads"_a, "int8"_a, "context"_a, "bits"_a = 16,
+           "by_channel"_a = false, "window"_a = 0, "order"_a = 1, as_is("signs").none() = nb::none(),
+           as_is("hadamard").none() = nb::none(), nb::keep_alive<1, 2>())
       .def_prop_ro("threads", &Session::threads)
       .def_prop_ro("kv_bytes", &Session::kv_bytes)
       .def("open", &Session::open)

@@ -29,6 +29,14 @@ uint16_t* halves(uint8_t* bytes) { return reinterpret_cast<uint16_t*>(bytes); }
 
 }  // namespace
 
+Coded::Coded(Format format, size_t head_dim, bool channels)
+    : keys(format, kPositions, head_dim, head_dim), values(format, head_dim, kPositions, kPositions),
+      by_channel(channels), levels(levels_of(format)), key_scales(keys.tiles * keys.tile_bytes),
+      key_centres(key_scales + 2 * (channels ? head_dim : kPositions)),
+      value_codes((key_centres + 2 * head_dim + 63) / 64 * 64),
+      value_scales(value_codes + values.tiles * values.tile_bytes), bytes(value_scales + 2 * kPositions),
+      ones(std::max(keys.tiles * keys.tile, values.tiles * values.tile), 0x3C00) {}
+
 CacheShape::CacheShape(const CacheScheme& scheme, size_t layer_count, size_t head_count, size_t channels)
     : layers(layer_count), heads(head_count), head_dim(channels), width(padded_head(channels)) {
   if (scheme.bits == 16) return;
@@ -63,26 +71,30 @@ size_t Cache::coded_after(size_t length) const {
 
 Cache::Range Cache::due(size_t count) const { return {coded_ + 1, std::max(coded_, coded_after(length_ + count)) + 1}; }
 
-void Cache::encode(const Kernels& kernels, size_t block, size_t layer, size_t index, uint8_t* scratch) const {
+void Cache::encode(const Kernels& kernels, size_t block, size_t layer, size_t index, CodeScratch& scratch) const {
   const Coded& c = *shape_->coded;
   const size_t d = shape_->head_dim, n = kPositions;
   const uint16_t *keys = head(block, layer, index), *values = keys + n * d;
-  uint8_t* to = codes_.buffers[block - 1].get() + (layer * shape_->heads + index) * c.bytes;
+  uint8_t *to = codes_.buffers[block - 1].get() + (layer * shape_->heads + index) * c.bytes, *codes = scratch.codes.get();
   uint16_t *scales = halves(to + c.key_scales), *centres = halves(to + c.key_centres);
+  float *rows = scratch.rows.get(), channel[kPositions];
   for (size_t k = 0; k < d; ++k) {
     float sum = 0;
-    for (size_t p = 0; p < n; ++p) sum += half_to_float(keys[k * n + p]);
+    for (size_t p = 0; p < n; ++p) sum += channel[p] = half_to_float(keys[k * n + p]);
     sum /= float(n);
     kernels.to_half(&sum, centres + k, 1);
+    const float centre = half_to_float(centres[k]);
+    for (size_t p = 0; p < n; ++p) rows[c.by_channel ? k * n + p : p * d + k] = channel[p] - centre;
   }
   if (c.by_channel)
-    kernels.round_rows({d, n, c.levels, keys, n, 1, centres, 1, 0, scratch, 1, d, scales});
+    kernels.round_rows({rows, d, n, c.levels, scales, codes, 1, d});
   else
-    kernels.round_rows({n, d, c.levels, keys, 1, n, centres, 0, 1, scratch, d, 1, scales});
-  pack(c.keys, scratch, to, 1);
-  scales = halves(to + c.value_scales);
-  kernels.round_rows({n, d, c.levels, values, shape_->width, 1, nullptr, 0, 0, scratch, 1, n, scales});
-  pack(c.values, scratch, to + c.value_codes, 1);
+    kernels.round_rows({rows, n, d, c.levels, scales, codes, d, 1});
+  pack(c.keys, codes, to, 1);
+  for (size_t p = 0; p < n; ++p)
+    for (size_t k = 0; k < d; ++k) rows[p * d + k] = half_to_float(values[p * shape_->width + k]);
+  kernels.round_rows({rows, n, d, c.levels, halves(to + c.value_scales), codes, 1, n});
+  pack(c.values, codes, to + c.value_codes, 1);
 }
 
 // Every head of a block, as halves.

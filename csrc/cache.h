@@ -60,6 +60,14 @@ struct CacheShape {
   size_t code_bytes() const { return coded ? layers * heads * coded->bytes : 0; }  // of a block
 };
 
+struct CodeScratch {  // of one thread
+  Buffer<float> rows;
+  Buffer<uint8_t> codes;
+
+  CodeScratch() = default;
+  explicit CodeScratch(size_t head_dim) : rows(kPositions * head_dim), codes(kPositions * head_dim) {}
+};
+
 class Cache {
  public:
   explicit Cache(const CacheShape& shape) : shape_(&shape) {}
@@ -78,8 +86,7 @@ class Cache {
     size_t first, last;
   };
   Range due(size_t count) const;
-  // codes: scratch (kPositions · head_dim,).
-  void encode(const Kernels& kernels, size_t block, size_t layer, size_t head, uint8_t* codes) const;
+  void encode(const Kernels& kernels, size_t block, size_t layer, size_t head, CodeScratch& scratch) const;
   // The positions are there; halves that no token reads any more go, but for a block: so many positions can be forgotten
   // again without a trace.
   void append(size_t count);

@@ -284,7 +284,7 @@ void Session::encode_heads(size_t layer) {
     split((due.last - due.first) * config_.kv_heads, kWorthSharing, [&](Range mine, size_t thread) {
       for (size_t i = mine.first; i < mine.last; ++i)
         run.cache->encode(kernels_, due.first + i / config_.kv_heads, layer, i % config_.kv_heads,
-                          scratch_[thread].codes.get());
+                          scratch_[thread].code);
     });
   }
 }

@@ -87,27 +87,17 @@ struct Coded {
   size_t key_scales, key_centres, value_codes, value_scales, bytes;  // where they begin, and the bytes of all
   std::vector<uint16_t> ones;  // fp16: the scales of rows where columns have them
 
-  Coded(Format format, size_t head_dim, bool channels)
-      : keys(format, kPositions, head_dim, head_dim), values(format, head_dim, kPositions, kPositions),
-        by_channel(channels), levels(levels_of(format)), key_scales(keys.tiles * keys.tile_bytes),
-        key_centres(key_scales + 2 * (channels ? head_dim : kPositions)),
-        value_codes((key_centres + 2 * head_dim + 63) / 64 * 64),
-        value_scales(value_codes + values.tiles * values.tile_bytes), bytes(value_scales + 2 * kPositions),
-        ones(std::max(keys.tiles * keys.tile, values.tiles * values.tile), 0x3C00) {}
+  Coded(Format format, size_t head_dim, bool by_channel);
 };
 
-// Rows of halves rounded to a grid of `levels` around 0: element i of row r is x[r * row + i * step], less
-// centre[r * centre_row + i * centre_step] where there is one; its code goes to codes[r * code_row + i * code_step].
+// Rows (rows, count) rounded to a grid of `levels` around 0; element i of row r gets codes[r * row + i * step].
 struct RoundArgs {
+  const float* x;
   size_t rows, count;
   int levels;
-  const uint16_t* x;
-  size_t row, step;
-  const uint16_t* centre;  // or null
-  size_t centre_row, centre_step;
-  uint8_t* codes;
-  size_t code_row, code_step;
   uint16_t* scale;  // fp16 (rows,)
+  uint8_t* codes;
+  size_t row, step;
 };
 
 // Queries of consecutive tokens of one sequence, which share a key-value head: query i is head i % group of token

@@ -19,6 +19,7 @@ struct Mask {
 #endif
 #define PARETOBIT_MEMBER inline PARETOBIT_LAMBDA
 #define PARETOBIT_INLINE static PARETOBIT_MEMBER
+#define PARETOBIT_APART __attribute__((noinline))
 
 PARETOBIT_INLINE Lanes all(float x) {
   Lanes r;

@@ -142,8 +142,8 @@ PARETOBIT_INLINE void score(const AttendArgs& a, const T* keys, const float* q, 
 }
 
 // From scores to weights, in place, and their sum; what was summed before is made relative to the new
-// maximum.
-PARETOBIT_INLINE void weigh(float* state, float top, size_t width, size_t begin, size_t end, float* scores) {
+// maximum. Apart from the loops that call it, which it would make twice as long.
+PARETOBIT_APART void weigh(float* state, float top, size_t width, size_t begin, size_t end, float* scores) {
   Lanes sum = load(state + kSum);
   if (state[0] < top) {
     const Lanes factor = exponential(all(state[0] - top));
@@ -200,7 +200,7 @@ struct Ready {
 
   Ready(bool eight_bits, float* room) : int8(eight_bits), values(room) {}
   int8_t* codes() const { return reinterpret_cast<int8_t*>(values); }
-  void put(const Layout& l, size_t i, const float* x) {
+  PARETOBIT_APART void put(const Layout& l, size_t i, const float* x) {
     if (int8)
       quantize(l, x, codes() + i * l.padded, scales + i * l.blocks, sums + i * l.blocks);
     else
@@ -221,7 +221,7 @@ PARETOBIT_INLINE size_t oldest(const AttendArgs& a, size_t position) {
   return position < a.window ? 0 : position + 1 - a.window;
 }
 
-PARETOBIT_INLINE Lanes some_halves(const uint16_t* from, size_t count) {
+PARETOBIT_APART Lanes some_halves(const uint16_t* from, size_t count) {
   if (count >= 16) return from_half(from);
   uint16_t rest[16] = {};
   std::memcpy(rest, from, count * sizeof *rest);
@@ -229,11 +229,11 @@ PARETOBIT_INLINE Lanes some_halves(const uint16_t* from, size_t count) {
 }
 
 // out = q times the scales of the channels; out is another array, of whole lanes.
-PARETOBIT_INLINE void fold_scales(const float* q, const uint16_t* scales, size_t d, float* out) {
+void fold_scales(const float* q, const uint16_t* scales, size_t d, float* out) {
   for (size_t k = 0; k < d; k += 16) store(out + k, load_some(q + k, d - k) * some_halves(scales + k, d - k));
 }
 
-PARETOBIT_INLINE float meet_centres(const float* q, const uint16_t* centres, size_t d) {
+float meet_centres(const float* q, const uint16_t* centres, size_t d) {
   Lanes sum = all(0.0f);
   for (size_t k = 0; k < d; k += 16) sum = sum + load_some(q + k, d - k) * some_halves(centres + k, d - k);
   return tree_sum(sum);

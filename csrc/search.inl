@@ -154,39 +154,32 @@ static void search_rows(const SearchArgs& a, size_t first, size_t last) {
 // ---- rows of a key-value cache, as paretobit/kv.py rounds them
 
 // Sixteen scales from the one at which the row's range just fits down to 3/8 of it; of equal errors the larger stays.
-template <bool kHalf>
-void round_row(const float* x, const RoundArgs& a, uint16_t* scale, uint8_t* codes) {
-  const float steps[16] = {24, 23, 22, 21, 20, 19, 18, 17, 16, 15, 14, 13, 12, 11, 10, 9};
-  const Lanes zero = all(0.5f * float(a.levels - 1));
-  float largest = 0.0f;
-  for (size_t i = 0; i < a.count; ++i) {
-    const float size = x[i] < 0.0f ? 0.0f - x[i] : x[i];
-    largest = largest < size ? size : largest;
-  }
-  const Group group{x, nullptr, a.count, float(a.levels - 1)};
-  Candidates c{to_half_grid(all(largest) / zero * (load(steps) / all(24.0f))), zero, zero};
-  Moments unused;
-  sweep<kHalf, false, false>(group, c, unused);
-  const float best = best_lane(c).scale;
-  *scale = exact_half(best);
-  const Lanes inverse = all(0.0f < best * best ? 1.0f / best : 0.0f);
-  for (size_t i = 0; i < a.count; i += 16) {
-    const Lanes code = grid_point<kHalf>(load_some(x + i, a.count - i) * inverse, all(0.0f) - zero, zero) + zero;
-    float near[16];
-    store(near, code);
-    for (size_t k = 0; k < std::min<size_t>(16, a.count - i); ++k) codes[(i + k) * a.code_step] = uint8_t(near[k]);
-  }
-}
-
 void round_rows(const RoundArgs& a) {
-  float x[kMostCodedHead];
+  const float steps[16] = {24, 23, 22, 21, 20, 19, 18, 17, 16, 15, 14, 13, 12, 11, 10, 9};
+  const Lanes none = all(0.0f), zero = all(0.5f * float(a.levels - 1)), half = all(a.levels % 2 == 0 ? 0.5f : 0.0f);
+  const auto point = [&](const Lanes& x) PARETOBIT_LAMBDA {
+    return nearest(least(most(x, none - zero), zero) - half) + half;  // NaN becomes the lowest
+  };
   for (size_t r = 0; r < a.rows; ++r) {
-    const uint16_t* from = a.x + r * a.row;
-    for (size_t i = 0; i < a.count; ++i) x[i] = half_to_float(from[i * a.step]);
-    if (a.centre)
-      for (size_t i = 0; i < a.count; ++i) x[i] -= half_to_float(a.centre[r * a.centre_row + i * a.centre_step]);
-    uint8_t* codes = a.codes + r * a.code_row;
-    if (a.levels % 2 == 0) round_row<true>(x, a, a.scale + r, codes);
-    else round_row<false>(x, a, a.scale + r, codes);
+    const float* x = a.x + r * a.count;
+    Lanes size = none;
+    for (size_t i = 0; i < a.count; i += 16) {
+      const Lanes v = load_some(x + i, a.count - i);
+      size = most(size, most(v, none - v));
+    }
+    Candidates c{to_half_grid(all(highest(size)) / zero * (load(steps) / all(24.0f))), zero, none};
+    const Lanes inverse = choose(none < c.scale * c.scale, all(1.0f) / c.scale, none);
+    for (size_t i = 0; i < a.count; ++i) {
+      const Lanes v = all(x[i]), miss = v - c.scale * point(v * inverse);
+      c.error = c.error + miss * miss;
+    }
+    const float best = best_lane(c).scale;
+    a.scale[r] = exact_half(best);
+    const Lanes chosen = all(0.0f < best * best ? 1.0f / best : 0.0f);
+    for (size_t i = 0; i < a.count; i += 16) {
+      float code[16];
+      store(code, point(load_some(x + i, a.count - i) * chosen) + zero);
+      for (size_t k = i; k < std::min(i + 16, a.count); ++k) a.codes[r * a.row + k * a.step] = uint8_t(code[k - i]);
+    }
   }
 }

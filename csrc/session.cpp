@@ -42,7 +42,7 @@ Session::Session(const Model& model, const Kernels& kernels, size_t threads, boo
     scratch.rotated = Buffer<float>(std::max({c.hidden, q, c.intermediate}));
     scratch.attend = Buffer<float>(attend_scratch(c.head_dim));
     scratch.halves = Buffer<uint16_t>(c.head_dim);
-    if (shape_.coded) scratch.codes = Buffer<uint8_t>(kPositions * c.head_dim);
+    if (shape_.coded) scratch.code = CodeScratch(c.head_dim);
   }
   x_ = Buffer<float>(kChunk * c.hidden);
   angles_ = Buffer<float>(c.ropes.size() * kChunk * c.head_dim);

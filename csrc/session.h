@@ -69,7 +69,7 @@ class Session {
   struct Scratch {  // of one thread
     Buffer<float> normed, rotated, attend;
     Buffer<uint16_t> halves;
-    Buffer<uint8_t> codes;
+    CodeScratch code;
   };
   struct Product {
     const Matrix& matrix;

@@ -90,8 +90,8 @@ class Session:
             _add_weights(model, source)
             _add_rotations(model, source)
             model.seal()
-            cache = _cache(module, self.kv, self.arch.head_dim)
-            self._native = module.Session(model, native.isa(), threads, activations == "int8", self.context, cache)
+            at = (model, native.isa(), threads, activations == "int8", self.context)
+            self._native = module.Session(*at, *_cache(self.kv, self.arch.head_dim))
         self.threads = self._native.threads
         self._chunk: int = module.Session.CHUNK
 
@@ -242,15 +242,13 @@ def _config(module: Any, arch: Arch) -> Any:
     return config
 
 
-def _cache(module: Any, kv: KV | None, head_dim: int) -> Any:
-    scheme = module.CacheScheme()
+def _cache(kv: KV | None, head_dim: int) -> tuple[Any, ...]:
+    """What the native session is told of it; nothing of one in fp16."""
     if kv is None:
-        return scheme
-    scheme.bits, scheme.by_channel, scheme.window = kv.bits, kv.by_channel, kv.window
-    if kv.rotate:
-        turn = caches.rotation(head_dim)
-        scheme.rotate(turn.order, turn.signs, turn.factor())
-    return scheme
+        return ()
+    turn = caches.rotation(head_dim) if kv.rotate else None
+    scheme = (kv.bits, kv.by_channel, kv.window)
+    return scheme if turn is None else (*scheme, turn.order, turn.signs, turn.factor())
 
 
 def _add_weights(model: Any, source: Artifact) -> None:

@@ -113,23 +113,22 @@ void coded_case(const Kernels& k, Format format, size_t head_dim, size_t group, 
   std::vector<std::vector<uint8_t>> codes(blocks.size(), std::vector<uint8_t>(coded.bytes));
   std::vector<const uint16_t*> halves;
   std::vector<const uint8_t*> pointers;
-  std::vector<uint8_t> scratch(n * head_dim);
+  std::vector<uint8_t> found(n * head_dim);
   for (size_t b = 0; b < blocks.size(); ++b) {
     for (uint16_t& half : blocks[b]) half = uint16_t((random.below(2) << 15) | random.below(0x4400));  // up to 4
     halves.push_back(blocks[b].data());
     if (b == 0) continue;
     uint8_t* to = codes[b].data();
     const auto part = [&](size_t at) { return reinterpret_cast<uint16_t*>(to + at); };
-    uint16_t *centres = part(coded.key_centres), *scales = part(coded.key_scales);
-    for (size_t i = 0; i < head_dim; ++i) centres[i] = uint16_t(random.below(0x3C00));
+    for (size_t i = 0; i < head_dim; ++i) part(coded.key_centres)[i] = uint16_t(random.below(0x3C00));
+    const std::vector<float> keys = numbers(n * head_dim, random), values = numbers(n * head_dim, random);
     if (by_channel)
-      k.round_rows({head_dim, n, coded.levels, halves[b], n, 1, centres, 1, 0, scratch.data(), 1, head_dim, scales});
+      k.round_rows({keys.data(), head_dim, n, coded.levels, part(coded.key_scales), found.data(), 1, head_dim});
     else
-      k.round_rows({n, head_dim, coded.levels, halves[b], 1, n, centres, 0, 1, scratch.data(), head_dim, 1, scales});
-    pack(coded.keys, scratch.data(), to, 1);
-    k.round_rows({n, head_dim, coded.levels, halves[b] + n * head_dim, width, 1, nullptr, 0, 0, scratch.data(), 1, n,
-                  part(coded.value_scales)});
-    pack(coded.values, scratch.data(), to + coded.value_codes, 1);
+      k.round_rows({keys.data(), n, head_dim, coded.levels, part(coded.key_scales), found.data(), head_dim, 1});
+    pack(coded.keys, found.data(), to, 1);
+    k.round_rows({values.data(), n, head_dim, coded.levels, part(coded.value_scales), found.data(), 1, n});
+    pack(coded.values, found.data(), to + coded.value_codes, 1);
     pointers.push_back(to);
     Digest digest;
     digest.add(codes[b]);

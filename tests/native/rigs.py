@@ -34,8 +34,8 @@ DEBIAN = {
     "qemu-x86_64": "qemu-user",
     "readelf": "binutils",
 }
-KERNELS = {"available.cpp", "dispatch.cpp", "pack.cpp", "rotation.cpp"}  # of csrc/, and all of csrc/isa/
-SESSION = {*KERNELS, "cache.cpp", "decoder.cpp", "model.cpp", "session.cpp"}  # these need threads
+KERNELS = {"available.cpp", "cache.cpp", "dispatch.cpp", "pack.cpp", "rotation.cpp"}  # of csrc/, and all of csrc/isa/
+SESSION = {*KERNELS, "decoder.cpp", "model.cpp", "session.cpp"}  # these need threads
 
 
 @dataclass(frozen=True)
