@@ -43,5 +43,5 @@ def test_every_part_prints_its_lines(
     assert float(rows[0][3].split()[0]) < float(rows[1][3].split()[0])
     judged = [line for line in lines if line.startswith(("met", "MISSED"))]
     assert sum("KL rotated" in line for line in judged) == 2
-    assert sum("cache" in line and "MB" in line for line in judged) == 3
+    assert sum("cache" in line and "8192 tokens" in line for line in judged) == 3
     assert sum("decoding with" in line and "512 tokens" in line for line in judged) == 3
