@@ -122,7 +122,8 @@ class Session:
         have = self.length(slot)
         if not 0 <= length <= have:
             raise ParetobitError(f"slot {slot} cannot be cut to {length} tokens", hint=f"it holds {have}")
-        self._native.truncate(slot, length)
+        with _explained(f"slot {slot}"):
+            self._native.truncate(slot, length)
 
     def feed(self, slot: int, tokens: Sequence[int]) -> np.ndarray:  # (n,) -> (vocab,)
         """Append tokens to a slot; float32 logits (vocab,) after the last. See `feed_many`."""
@@ -133,7 +134,7 @@ class Session:
         last one: to the bit what `feed` alone gives.
 
         Raises ParetobitError on unknown tokens and where a slot would outgrow the context. After any exception,
-        KeyboardInterrupt included, every slot holds what it held before.
+        KeyboardInterrupt included, every slot holds what it held before: of a small cache as `truncate` brings it back.
         """
         work = []
         for slot, given in steps.items():
