@@ -132,6 +132,7 @@ void define_model(nb::module_& m) {
       .def_prop_ro("threads", &Session::threads)
       .def_prop_ro("kv_bytes", &Session::kv_bytes)
       .def("open", &Session::open)
+      .def("fork", &Session::fork, "slot"_a, "length"_a)
       .def("close", &Session::close, "slot"_a)
       .def("length", &Session::length, "slot"_a)
       .def("truncate", &Session::truncate, "slot"_a, "length"_a)

@@ -48,19 +48,25 @@ CacheShape::CacheShape(const CacheScheme& scheme, size_t layer_count, size_t hea
   rotation = scheme.rotation;
 }
 
-size_t Cache::bytes() const {
-  size_t found = 0;
-  for (const uint16_t* block : blocks_.pointers) found += block ? shape_->block_size() * sizeof(uint16_t) : 0;
-  return found + codes_.buffers.size() * shape_->code_bytes();
+void Cache::add_bytes(std::map<const void*, size_t>& known) const {
+  for (const uint16_t* block : blocks_.pointers)
+    if (block) known[block] = shape_->block_size() * sizeof(uint16_t);
+  for (const uint8_t* block : codes_.pointers) known[block] = shape_->code_bytes();
 }
 
 void Cache::reserve(size_t count) {
   blocks_.grow(blocks_for(length_ + count), shape_->block_size());
   codes_.grow(coded_after(length_ + count), shape_->code_bytes());
+  // What is written into must be this sequence's own: of the blocks that others may share, only the last is not full.
+  const size_t at = length_ / kPositions;
+  if (blocks_.buffers[at].use_count() == 1) return;
+  auto own = std::make_shared<Buffer<uint16_t>>(shape_->block_size());
+  std::copy_n(blocks_.pointers[at], shape_->block_size(), own->get());
+  blocks_.set(at, std::move(own));
 }
 
 uint16_t* Cache::head(size_t block, size_t layer, size_t head) const {
-  return blocks_.buffers[block].get() + (layer * shape_->heads + head) * shape_->head_size();
+  return blocks_.buffers[block]->get() + (layer * shape_->heads + head) * shape_->head_size();
 }
 
 // How many blocks the last of `length` positions reads as codes.
@@ -75,7 +81,7 @@ void Cache::encode(const Kernels& kernels, size_t block, size_t layer, size_t in
   const Coded& c = *shape_->coded;
   const size_t d = shape_->head_dim, n = kPositions;
   const uint16_t *keys = head(block, layer, index), *values = keys + n * d;
-  uint8_t *to = codes_.buffers[block - 1].get() + (layer * shape_->heads + index) * c.bytes, *codes = scratch.codes.get();
+  uint8_t *to = codes_.buffers[block - 1]->get() + (layer * shape_->heads + index) * c.bytes, *codes = scratch.codes.get();
   uint16_t *scales = halves(to + c.key_scales), *centres = halves(to + c.key_centres);
   float *rows = scratch.rows.get(), channel[kPositions];
   for (size_t k = 0; k < d; ++k) {
@@ -105,7 +111,7 @@ void Cache::decode(const Kernels& kernels, size_t block, uint16_t* to) const {
   std::vector<uint8_t> found(kPositions * d);
   std::vector<float> row(kPositions);  // of a channel
   std::vector<uint16_t> rounded(kPositions);
-  uint8_t* from = codes_.buffers[block - 1].get();
+  uint8_t* from = codes_.buffers[block - 1]->get();
   for (size_t head = 0; head < shape_->layers * shape_->heads; ++head, from += c.bytes, to += shape_->head_size()) {
     const uint16_t *key_scales = halves(from + c.key_scales), *centres = halves(from + c.key_centres);
     const uint16_t* value_scales = halves(from + c.value_scales);
@@ -131,16 +137,16 @@ void Cache::append(size_t count) {
   length_ += count;
   coded_ = std::max(coded_, coded_after(length_));
   for (size_t block = coded_after(length_); block-- > 1 && blocks_.pointers[block];)
-    blocks_.buffers[block] = Buffer<uint16_t>(), blocks_.pointers[block] = nullptr;
+    blocks_.set(block, nullptr);
 }
 
 void Cache::truncate(size_t length, const Kernels& kernels) {
   const size_t whole = length / kPositions, kept = blocks_for(length);  // the next token belongs to block `whole`
   for (size_t block = whole > shape_->recent ? whole - shape_->recent : 0; block < kept; ++block) {
     if (blocks_.pointers[block]) continue;
-    Buffer<uint16_t> halves(shape_->block_size());
-    decode(kernels, block, halves.get());
-    blocks_.buffers[block] = std::move(halves), blocks_.pointers[block] = blocks_.buffers[block].get();
+    auto halves = std::make_shared<Buffer<uint16_t>>(shape_->block_size());
+    decode(kernels, block, halves->get());
+    blocks_.set(block, std::move(halves));
   }
   length_ = length;
   coded_ = std::min(coded_, whole ? whole - 1 : 0);

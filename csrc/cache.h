@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <map>
 #include <memory>
 #include <new>
 #include <optional>
@@ -68,12 +69,14 @@ struct CodeScratch {  // of one thread
   explicit CodeScratch(size_t head_dim) : rows(kPositions * head_dim), codes(kPositions * head_dim) {}
 };
 
+// Copies share their blocks until one of them writes into one.
 class Cache {
  public:
   explicit Cache(const CacheShape& shape) : shape_(&shape) {}
 
   size_t length() const { return length_; }
-  size_t bytes() const;
+  // Adds the bytes of every block to those known by address.
+  void add_bytes(std::map<const void*, size_t>& known) const;
   const uint16_t* const* blocks() const { return blocks_.pointers.data(); }
   const uint8_t* const* codes() const { return codes_.pointers.data(); }
 
@@ -96,12 +99,19 @@ class Cache {
  private:
   template <class T>
   struct Blocks {
-    std::vector<Buffer<T>> buffers;
+    std::vector<std::shared_ptr<Buffer<T>>> buffers;
     std::vector<const T*> pointers;  // null where the buffer has gone
 
     void grow(size_t count, size_t size) {
       buffers.reserve(count), pointers.reserve(count);
-      while (buffers.size() < count) buffers.emplace_back(size), pointers.push_back(buffers.back().get());
+      while (buffers.size() < count) {
+        buffers.push_back(std::make_shared<Buffer<T>>(size));
+        pointers.push_back(buffers.back()->get());
+      }
+    }
+    void set(size_t at, std::shared_ptr<Buffer<T>> buffer) {
+      pointers[at] = buffer ? buffer->get() : nullptr;
+      buffers[at] = std::move(buffer);
     }
     void cut(size_t count) {
       if (count < buffers.size()) buffers.resize(count), pointers.resize(count);

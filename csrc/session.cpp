@@ -96,6 +96,16 @@ size_t Session::open() {
   return opened_++;
 }
 
+size_t Session::fork(size_t id, size_t length) {
+  std::lock_guard<std::mutex> hold(mutex_);
+  const Cache& from = slot(id);
+  require(length <= from.length(), "a sequence has no positions to share there");
+  Cache made = from;
+  made.truncate(length, kernels_);
+  slots_.emplace(opened_, std::move(made));
+  return opened_++;
+}
+
 void Session::close(size_t id) {
   std::lock_guard<std::mutex> hold(mutex_);
   require(slots_.erase(id) == 1, "the sequence is not open");
@@ -121,8 +131,10 @@ void Session::truncate(size_t id, size_t length) {
 
 size_t Session::kv_bytes() const {
   std::lock_guard<std::mutex> hold(mutex_);
+  std::map<const void*, size_t> known;
+  for (const auto& entry : slots_) entry.second.add_bytes(known);
   size_t bytes = 0;
-  for (const auto& entry : slots_) bytes += entry.second.bytes();
+  for (const auto& block : known) bytes += block.second;
   return bytes;
 }
 

@@ -38,6 +38,9 @@ class Session {
 
   // A new sequence; the other functions throw std::invalid_argument on one that is not open.
   size_t open();
+  // A new sequence that begins with the first `length` tokens of another, as `truncate` would leave them. Both keep the
+  // same blocks of the cache until one of them writes into one.
+  size_t fork(size_t slot, size_t length);
   void close(size_t slot);
   size_t length(size_t slot) const;
   // Forgets the positions from `length` on. In a small cache the newest of those that stay are afterwards what their codes

@@ -104,6 +104,15 @@ class Session:
         """A new slot, which holds no tokens."""
         return self._native.open()
 
+    def fork(self, slot: int, length: int) -> int:
+        """A new slot that begins with the first `length` tokens of another, whose memory it shares until one of them
+        goes on differently. Raises ParetobitError where it holds fewer."""
+        have = self.length(slot)
+        if not 0 <= length <= have:
+            raise ParetobitError(f"slot {slot} cannot share {length} tokens", hint=f"it holds {have}")
+        with _explained(f"slot {slot}"):
+            return self._native.fork(slot, length)
+
     def close(self, slot: int) -> None:
         """Free a slot's cache. Raises ParetobitError, as all below, on a slot that is not open."""
         with _explained(f"slot {slot}"):

@@ -75,6 +75,27 @@ def test_the_newest_tokens_can_be_taken_back_without_a_trace(packed: Artifact) -
     assert same_bits(session.feed(slot, tokens), expected[-1])
 
 
+@pytest.mark.parametrize("spelled", ["16", "4", "2cw0"])
+def test_a_fork_goes_on_alone(packed: Artifact, spelled: str) -> None:
+    """It shares what both have in common, and neither notices what the other does."""
+    session, tokens, other = Session(packed, 2, kv=spelled), tokens_of(packed), tokens_of(packed, seed=4)
+    expected, alone = one_by_one(session, tokens)[-1], one_by_one(session, tokens[:250] + other[250:])[-1]
+    before, slot = session.kv_bytes, session.open()
+    session.feed(slot, tokens[:270])
+    held = session.kv_bytes - before
+    fork = session.fork(slot, 250)
+    assert (session.length(fork), session.kv_bytes - before) == (250, held)
+    found = session.feed_many({fork: other[250:], slot: tokens[270:]})
+    assert same_bits(found[fork], alone) and same_bits(found[slot], expected)
+    session.truncate(slot, 260)
+    again = session.fork(fork, 250)
+    session.close(fork)
+    assert same_bits(session.feed(again, other[250:]), alone)
+    assert same_bits(session.feed(slot, tokens[260:]), expected)
+    with pytest.raises(ParetobitError, match="cannot share 301 tokens"):
+        session.fork(slot, 301)
+
+
 def test_a_deep_cut_leaves_a_small_trace_and_the_memory_of_its_length(packed: Artifact) -> None:
     session, tokens = Session(packed, 2, "fp32", kv=8), tokens_of(packed)
     expected, slot = one_by_one(session, tokens), session.open()
