@@ -6,6 +6,7 @@ token the same to the bit whether it comes alone, in a prompt or beside other se
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -45,7 +46,7 @@ class Session:
 
     source: the model; threads: default the physical cores this process may use; activations: "int8" (what the kernels
     are fast at) or "fp32"; context: most positions a slot may hold, at most and by default the model's own; kv: how
-    keys and values are kept, 16 (fp16) or as `kv.KV` spells it.
+    keys and values are kept, 16 (fp16) or as `kv.KV` spells it. chunk: the tokens of a native call.
     Raises ParetobitError on other values, and on what the native decoder cannot run.
     """
 
@@ -54,6 +55,7 @@ class Session:
     context: int
     activations: str
     kv: KV | None
+    chunk: int
 
     def __init__(
         self,
@@ -93,7 +95,7 @@ class Session:
             at = (model, native.isa(), threads, activations == "int8", self.context)
             self._native = module.Session(*at, *_cache(self.kv, self.arch.head_dim))
         self.threads = self._native.threads
-        self._chunk: int = module.Session.CHUNK
+        self.chunk: int = module.Session.CHUNK
 
     @property
     def kv_bytes(self) -> int:
@@ -145,8 +147,14 @@ class Session:
         Raises ParetobitError on unknown tokens and where a slot would outgrow the context. After any exception,
         KeyboardInterrupt included, every slot holds what it held before: of a small cache as `truncate` brings it back.
         """
-        work = []
-        for slot, given in steps.items():
+        rows = self.step([(slot, tokens, len(tokens) - 1) for slot, tokens in steps.items()])
+        return {slot: row[0] for slot, row in zip(steps, rows, strict=True)}
+
+    def step(self, work: Sequence[tuple[int, Sequence[int], int]]) -> list[np.ndarray]:
+        """Append tokens to slots, [(slot, tokens, first)], each slot once; float32 logits (len(tokens) - first, vocab)
+        of each, after its tokens from `first` on: none where that is len(tokens). Raises as `feed_many`."""
+        checked = []
+        for slot, given, first in work:
             tokens = self._checked(given)
             if len(tokens) > self.context - self.length(slot):
                 raise ParetobitError(
@@ -154,10 +162,11 @@ class Session:
                     f"{self.length(slot)}",
                     hint="shorten the text, or open the model with a larger context if it allows one",
                 )
-            work.append((slot, tokens, len(tokens) - 1))
-        out = np.empty((len(work), self.arch.vocab), np.float32)
-        self._advance(work, out)
-        return dict(zip(steps, out, strict=True))
+            checked.append((slot, tokens, first))
+        ends = np.cumsum([0, *(len(tokens) - first for _, tokens, first in checked)])
+        out = np.empty((int(ends[-1]), self.arch.vocab), np.float32)
+        self._advance(checked, out)
+        return [out[start:end] for start, end in itertools.pairwise(ends)]
 
     def logits(self, tokens: np.ndarray, first: int = 0) -> np.ndarray:  # (b, t) -> (b, t - first, vocab)
         """float32 logits after positions first … t - 1 of independent sequences, tokens (b, t)."""
@@ -168,7 +177,7 @@ class Session:
                 f"sequences of {length} tokens exceed the context of {self.context}", hint="shorten the text"
             )
         out = np.empty((count, length - first, self.arch.vocab), np.float32)
-        together = max(1, self._chunk // max(1, length))
+        together = max(1, self.chunk // max(1, length))
         for start in range(0, count, together):
             rows = tokens[start : start + together]
             slots = [self.open() for _ in rows]
@@ -198,7 +207,7 @@ class Session:
         """
         before = [(slot, self.length(slot)) for slot, _, _ in work]
         batch: list[tuple[int, np.ndarray, int]] = []
-        room, start, end = self._chunk, 0, 0
+        room, start, end = self.chunk, 0, 0
         try:
             for slot, tokens, first in work:
                 at = 0
@@ -209,7 +218,7 @@ class Session:
                     at, room, end = at + len(piece), room - len(piece), end + len(piece) - wanted_from
                     if not room:
                         self._step(batch, out[start:end])
-                        batch, room, start = [], self._chunk, end
+                        batch, room, start = [], self.chunk, end
             if batch:
                 self._step(batch, out[start:end])
         except BaseException:

@@ -284,3 +284,49 @@ sys.exit(os.waitstatus_to_exitcode(status))
 def test_a_forked_child_is_told_and_can_end(packed: Artifact) -> None:
     done = subprocess.run([sys.executable, "-c", FORK, str(packed.folder)], timeout=60, check=False)
     assert done.returncode == 7
+
+
+# Slots that share memory
+
+
+def test_a_fork_goes_on_as_if_it_were_alone(packed: Artifact) -> None:
+    tokens, other = tokens_of(packed), tokens_of(packed, 40, seed=2)
+    session = Session(packed, threads=2)
+    first = session.open()
+    session.feed(first, tokens)
+    before = session.kv_bytes
+    for length in (1, 63, 64, 65, 130, LENGTH):
+        alone = session.logits(np.array([tokens[:length] + other]), length)[0]
+        forked, again = session.fork(first, length), session.fork(first, length)
+        (row,) = session.step([(forked, other, 0)])
+        assert same_bits(row, alone)
+        assert session.length(first) == LENGTH and session.length(forked) == length + len(other)
+        (row,) = session.step([(again, other[::-1], len(other) - 1)])
+        assert same_bits(row, session.logits(np.array([tokens[:length] + other[::-1]]), length + len(other) - 1)[0])
+        session.close(forked)
+        session.close(again)
+    assert session.kv_bytes == before
+    session.truncate(first, 70)  # into a block that a fork holds too, and on with other tokens
+    shared = session.fork(first, 70)
+    session.feed(first, other)
+    (row,) = session.step([(shared, tokens[70:], 0)])
+    assert same_bits(row, session.logits(np.array([tokens]), 70)[0])
+
+
+def test_forks_share_memory(packed: Artifact) -> None:
+    session = Session(packed, threads=1)
+    slot = session.open()
+    session.feed(slot, tokens_of(packed, 128))
+    before = session.kv_bytes
+    forks = [session.fork(slot, 100) for _ in range(5)]
+    assert session.kv_bytes == before
+    session.feed(forks[0], [1])
+    assert session.kv_bytes == before * 3 // 2  # the block that it wrote into
+    session.close(slot)
+    for fork in forks:
+        session.close(fork)
+    assert session.kv_bytes == 0
+    with pytest.raises(ParetobitError, match="cannot share 9 tokens; hint: it holds 0"):
+        session.fork(session.open(), 9)
+    with pytest.raises(ParetobitError, match="not open"):
+        session.fork(slot, 1)
