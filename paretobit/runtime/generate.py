@@ -13,7 +13,7 @@ import numpy as np
 
 from paretobit.errors import ParetobitError
 from paretobit.runtime.sampler import Sampler, Sampling
-from paretobit.runtime.streaming import Detokenizer, StopStrings
+from paretobit.runtime.streaming import Words
 from paretobit.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -155,24 +155,25 @@ class Generation:
         Raises ParetobitError where the prompt is empty or does not fit the context together with the answer.
         """
         self._slot, self._owned = slot, owned
-        self._tokenizer, self._sampler = model.tokenizer, sampler
-        self._prompt, self._most = prompt, max_new_tokens
+        self._prompt, self._sampler = prompt, sampler
         try:
             check_room(len(prompt), max_new_tokens, model.session.context)
-            stops = [stop] if isinstance(stop, str) else list(stop)
-            specials = [model.tokenizer.special(stop) if isinstance(stop, str) else None for stop in stops]
-            self._ends = {*model.tokenizer.eos_ids}
-            self._stop_tokens = {token for token in specials if token is not None}
-            self._stops = StopStrings(text for text, token in zip(stops, specials, strict=True) if token is None)
-            self._detokenizer = Detokenizer(model.tokenizer, before)
+            self._words = Words(model.tokenizer, max_new_tokens, stop, before)
         except BaseException:
             self._release()
             raise
-        self.text, self.finish = "", ""
-        self.tokens: list[int] = []
+        self.text = ""
         self.prompt_tokens, self.fed_tokens = len(prompt), 0
         self.steps, self.prompt_seconds, self.seconds = 0, 0.0, 0.0
         self._pieces = self._make()
+
+    @property
+    def tokens(self) -> list[int]:
+        return self._words.tokens
+
+    @property
+    def finish(self) -> str:
+        return self._words.finish
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -198,22 +199,12 @@ class Generation:
 
     def _make(self) -> Generator[str, None, None]:
         try:
-            for piece in self._say():
+            for piece in self._decode():
                 if piece:
                     self.text += piece
                     yield piece
         finally:
             self._release()
-
-    def _say(self) -> Iterator[str]:
-        for piece in self._decode():
-            yield self._stops.push(piece)
-            if self._stops.found:
-                self.finish = "stop"
-                return
-        yield self._stops.push(self._detokenizer.end()) + self._stops.end()
-        if self._stops.found:
-            self.finish = "stop"
 
     def _decode(self) -> Iterator[str]:
         """Text of one token after the other, until a token ends it."""
@@ -226,13 +217,8 @@ class Generation:
         while True:
             token = self._sampler.sample(logits)
             self.seconds = time.perf_counter() - ready
-            if token in self._ends or token in self._stop_tokens:
-                self.finish = "eos" if token in self._ends else "stop"
-                return
-            self.tokens.append(token)
-            yield self._detokenizer.push(token)
-            if len(self.tokens) == self._most:
-                self.finish = "length"
+            yield self._words.push(token)
+            if self._words.finish:
                 return
             logits = self._slot.append([token])
             self.steps += 1

@@ -108,8 +108,11 @@ class Sampler:
         """A new answer begins, to `prompt`: penalties forget the last one. The generator goes on."""
         self._native.start(np.ascontiguousarray(prompt, np.int64).reshape(-1))
 
-    def sample(self, logits: np.ndarray) -> int:  # (vocab,) float32
-        """The next token of the answer. Raises ParetobitError on logits that are NaN or +inf, or all -inf."""
+    def sample(self, logits: np.ndarray, allowed: np.ndarray | None = None) -> int:  # (vocab,) float32, (vocab,) bool
+        """The next token of the answer, one of those that are `allowed`. Raises ParetobitError on logits that are NaN
+        or +inf, or all -inf."""
+        if allowed is not None:
+            logits = np.where(allowed, logits, np.float32(-np.inf))
         return self._call(self._native.sample, logits)
 
     def distribution(self, logits: np.ndarray) -> np.ndarray:  # (vocab,) float32 -> (vocab,) float64

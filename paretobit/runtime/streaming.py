@@ -129,3 +129,58 @@ class StopStrings:
         most = min(len(self._held), max(map(len, self.stops), default=1) - 1)
         tails = (self._held[-n:] for n in range(most, 0, -1))
         return next((len(tail) for tail in tails if any(stop.startswith(tail) for stop in self.stops)), 0)
+
+
+class Words:
+    """The tokens of one answer as text, until one of them, a stop string or their number ends it.
+
+    tokens: those that were pushed, the one that ended it apart; finish: "" while it runs, then "eos", "stop" or
+    "length". shown: special tokens that the text shall spell out. before: what the text goes on from, as for
+    Detokenizer. Stop strings that are special tokens end it by their number. Raises ParetobitError on empty ones.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        most: int,
+        stop: str | Sequence[str] = (),
+        before: Sequence[int] = (),
+        shown: Mapping[int, str] | None = None,
+    ) -> None:
+        stops = [stop] if isinstance(stop, str) else list(stop)
+        specials = [tokenizer.special(stop) if isinstance(stop, str) else None for stop in stops]
+        self._ends = {*tokenizer.eos_ids}
+        self._stop_tokens = {token for token in specials if token is not None}
+        self._stops = StopStrings(text for text, token in zip(stops, specials, strict=True) if token is None)
+        self._detokenizer = Detokenizer(tokenizer, before)
+        self._most, self._shown = most, shown or {}
+        self.tokens: list[int] = []
+        self.finish = ""
+
+    def push(self, token: int) -> str:
+        """The text that is sure after `token`, maybe none; all that is left where it is the last."""
+        if token in self._ends or token in self._stop_tokens:
+            self.finish = "eos" if token in self._ends else "stop"
+            return self._rest()
+        self.tokens.append(token)
+        text = self._detokenizer.push(token)
+        if token in self._shown:
+            text += self._detokenizer.end() + self._shown[token]
+        piece = self._stops.push(text)
+        if self._stops.found:
+            self.finish = "stop"
+        elif len(self.tokens) == self._most:
+            self.finish = "length"
+            piece += self._rest()
+        return piece
+
+    def end(self) -> str:
+        """No more tokens come, though none of these was the last: what is left of the text."""
+        self.finish = "eos"
+        return self._rest()
+
+    def _rest(self) -> str:
+        rest = self._stops.push(self._detokenizer.end()) + self._stops.end()
+        if self._stops.found:
+            self.finish = "stop"
+        return rest

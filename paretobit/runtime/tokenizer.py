@@ -150,18 +150,19 @@ class Tokenizer:
         found = self._tokenizer.decoder
         return {} if found is None else json.loads(found.__getstate__())
 
-    def chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> str:
         """The prompt for `messages` ({"role": …, "content": …}), ready for the assistant's answer.
 
+        tools: functions that the assistant may call, as OpenAI describes them; a template may leave them out.
         Raises ParetobitError where the model has no chat template, or the template fails, refuses or runs wild.
         """
-        source = self._template
+        source = self.template
         names = ("bos_token", "eos_token", "unk_token", "pad_token")
         tokens = {name: self._token(name) or "" for name in names}
         try:
             with _bounded():
                 template = _environment().from_string(source)
-                fields = {"messages": list(messages), "add_generation_prompt": True, "tools": None, "documents": None}
+                fields = {"messages": list(messages), "add_generation_prompt": True, "tools": tools, "documents": None}
                 return _joined(template.generate(**fields, **tokens))
         except Exception as why:  # a template is a program: it may raise anything
             raise ParetobitError(
@@ -170,7 +171,8 @@ class Tokenizer:
             ) from None
 
     @cached_property
-    def _template(self) -> str:
+    def template(self) -> str:
+        """The chat template. Raises ParetobitError where the model has none."""
         if TEMPLATE in self._files:
             return self._files[TEMPLATE].decode("utf-8", "replace")
         given = self._config.get("chat_template")
