@@ -1,0 +1,60 @@
+"""Models for tests of the server: a tiny one with random weights, packed, which says nonsense, always the same."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import paretobit as pb
+from paretobit.compress import estimate
+from paretobit.runtime.generate import Model
+from paretobit.runtime.sampler import Sampling
+from paretobit.server.engine import Engine
+from paretobit.server.job import Event, Job, Wish
+from tests.checkpoints import tiny_llama_folder
+
+
+def packed(folder: Path, to: str = "w4g32", name: str = "tiny", **changes: object) -> Path:
+    """A packed tiny model at folder / name; `changes` go into its config.json."""
+    source = tiny_llama_folder(folder / f"{name}-model", **changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimate, "matmul_flops", lambda seconds=0.3: 1e10)
+        patch.setenv("PARETOBIT_CACHE", str(folder / "cache"))
+        pb.quantize(str(source), to=to, method="rtn", out=str(folder / name))
+    return folder / name
+
+
+class Asked:
+    """An answer that a test waits for."""
+
+    def __init__(self, engine: Engine, prompt: Sequence[int], wish: Wish) -> None:
+        self.events: queue.Queue[Event] = queue.Queue()
+        self.job: Job = engine.job(prompt, wish, self.events.put)
+        engine.submit(self.job)
+
+    def next(self) -> Event:
+        return self.events.get(timeout=60)
+
+    def read(self) -> tuple[str, str]:
+        """(text, finish) once it is over."""
+        text = ""
+        while True:
+            event = self.next()
+            if event.error is not None:
+                raise event.error
+            text += event.text
+            if event.finish:
+                return text, event.finish
+
+
+def greedy(most: int, **more: object) -> Wish:
+    return Wish(Sampling(), most, **more)
+
+
+def alone(model: Model, prompt: Sequence[int], most: int, sampling: Sampling | None = None) -> str:
+    """What the model says with nothing beside it."""
+    with_it = model.stream(list(prompt), sampling or Sampling(), most)
+    return with_it.read()
