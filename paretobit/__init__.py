@@ -28,6 +28,7 @@ _HOMES = {
     "export": "paretobit.verbs.export",
     "prepare": "paretobit.compress.trainable",
     "save_quantized": "paretobit.compress.trainable",
+    "serve": "paretobit.verbs.serve",
     "load": "paretobit.runtime.generate",
     "Model": "paretobit.runtime.generate",
     "open_model": "paretobit.checkpoint",

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +18,7 @@ from paretobit.runtime.generate import Model
 from paretobit.runtime.sampler import Sampling
 from paretobit.server.engine import Engine
 from paretobit.server.job import Event, Job, Wish
+from paretobit.server.launch import Server
 from tests.checkpoints import tiny_llama_folder
 
 
@@ -58,3 +63,41 @@ def alone(model: Model, prompt: Sequence[int], most: int, sampling: Sampling | N
     """What the model says with nothing beside it."""
     with_it = model.stream(list(prompt), sampling or Sampling(), most)
     return with_it.read()
+
+
+@contextmanager
+def running(*outs: Path | str, **options: object) -> Iterator[Server]:
+    """A server on a free port, ready."""
+    server = pb.serve(*map(str, outs), port=0, **options)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        end = time.monotonic() + 60
+        while not server.catalogue.models:
+            assert time.monotonic() < end and thread.is_alive()
+            time.sleep(0.01)
+        yield server
+    finally:
+        server.stop()
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def idle(server: Server) -> None:
+    """Until nothing runs or waits."""
+    end = time.monotonic() + 30
+    while any(each.engine.load != (0, 0) for each in server.catalogue.models.values()):
+        assert time.monotonic() < end, [each.engine.load for each in server.catalogue.models.values()]
+        time.sleep(0.01)
+
+
+def slow_down(server: Server, seconds: float = 0.02) -> None:
+    """Each step takes so long at least: as a large model's do."""
+    for each in server.catalogue.models.values():
+        session, step = each.model.session, each.model.session.step
+
+        def slowly(work: Any, step: Any = step) -> Any:
+            time.sleep(seconds)
+            return step(work)
+
+        session.step = slowly  # type: ignore[method-assign]

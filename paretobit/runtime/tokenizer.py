@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 GENERATION, TEMPLATE = "generation_config.json", "chat_template.jinja"
+UNKNOWN = "\ufffd"  # what a part of a character decodes to
 PROBE = "a"  # any text that is not empty after normalization: what is added around it is BOS and EOS
 MAX_ID = (1 << 31) - 1
 MAX_PROMPT = 1 << 24  # characters that a chat template may write
@@ -139,6 +140,20 @@ class Tokenizer:
         """`token` as the vocabulary spells it, None where there is no such token."""
         return self._tokenizer.id_to_token(token) if 0 <= token <= MAX_ID else None
 
+    def bytes_of(self, token: int) -> bytes:
+        """The bytes that `token` stands for, which may be a part of a character."""
+        spelled = self.text_of(token) or ""
+        if len(spelled) == 6 and spelled.startswith("<0x"):
+            return bytes.fromhex(spelled[3:5])
+        text = self.decode([token], skip_special=False)
+        if UNKNOWN not in text:
+            return text.encode("utf-8", "replace")
+        return bytes(_BYTES[c] for c in spelled if c in _BYTES)
+
+    def to_json(self) -> str:
+        """The whole tokenizer, as tokenizer.json has it."""
+        return self._tokenizer.to_str()
+
     def special(self, text: str) -> int | None:
         """The special token that is spelled `text`, None where there is none: decode() would never show it."""
         token = self._tokenizer.token_to_id(text)
@@ -182,6 +197,16 @@ class Tokenizer:
         if isinstance(given, str):
             return given
         raise ParetobitError("the model has no chat template", hint="use run instead of chat: it continues plain text")
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letters that byte-level vocabularies write for bytes: GPT-2's."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + at): byte for at, byte in enumerate(others)}
+
+
+_BYTES = _byte_letters()
 
 
 def _joined(parts: Iterable[str]) -> str:

@@ -149,7 +149,7 @@ def test_guesses_change_nothing(
     monkeypatch.setattr(Speculation, "_length", lambda self, job, jobs: 4)
     guesser = PromptLookup() if drafter == "lookup" else DraftModel(pb.load(str(packed(tmp_path, "w3g32"))), model)
     engine = Engine(model, parallel=3, drafter=guesser)
-    few = {token: 30.0 for token in range(20, 24)}  # so that texts repeat themselves
+    few = dict.fromkeys(range(20, 24), 30.0)  # so that texts repeat themselves
     sampling = Sampling(temperature, seed=3, logit_bias=few)
     try:
         start = list(range(20, 32)) * 4
