@@ -68,7 +68,7 @@ def alone(model: Model, prompt: Sequence[int], most: int, sampling: Sampling | N
 @contextmanager
 def running(*outs: Path | str, **options: object) -> Iterator[Server]:
     """A server on a free port, ready."""
-    server = pb.serve(*map(str, outs), port=0, **options)
+    server = pb.serve(*map(str, outs), port=0, **options).server
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

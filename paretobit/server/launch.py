@@ -6,7 +6,6 @@ import asyncio
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import anyio.to_thread
 
@@ -94,11 +93,6 @@ class Server:
     def stop(self) -> None:
         """Take no more requests, finish running answers up to a limit, and end run(). From any thread."""
         self._uvicorn.should_exit = True
-
-    def to_json(self) -> dict[str, Any]:
-        """Where it was reached, once it has ended."""
-        self.run()
-        return {"url": self.url, "models": list(self.settings.names)}
 
     async def _run(self) -> None:
         loading = asyncio.create_task(anyio.to_thread.run_sync(self._load))

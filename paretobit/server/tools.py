@@ -191,7 +191,7 @@ class CallReader:
         if at >= 0 and (self._family.marks or at == 0):
             self._calling = True
             said, self._held = self._held[:at], self._held[at:]
-            return said.rstrip("\n")
+            return said
         most = min(len(self._held), len(trigger) - 1)
         begun = next((n for n in range(most, 0, -1) if trigger.startswith(self._held[-n:])), 0)
         sure = len(self._held) - begun

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from paretobit.errors import ParetobitError
 from paretobit.progress import say
@@ -11,6 +11,26 @@ from paretobit.verbs.verb import Option, Verb
 
 if TYPE_CHECKING:
     from paretobit.server.launch import Server
+
+
+class Serving:
+    """A server that listens already, so that `url` is known; run() loads the models and answers until a signal, or
+    until stop() is called in another thread."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.url = server.url
+
+    def run(self) -> None:
+        self.server.run()
+
+    def stop(self) -> None:
+        self.server.stop()
+
+    def to_json(self) -> dict[str, Any]:
+        """Once it has ended: where it was reached."""
+        self.run()
+        return {"url": self.url, "models": list(self.server.settings.names)}
 
 
 def serve(
@@ -28,7 +48,7 @@ def serve(
     speculate: Annotated[bool | None, Option("Guess ahead from the text so far (default: yes).")] = None,
     threads: Threads = None,
     activations: Activations = "int8",
-) -> Server:
+) -> Serving:
     """Serve packed models to OpenAI's clients and, at /, to people with a browser.
 
     Several models take turns. From Python, call run() of the result. Raises ParetobitError on options that make no
@@ -42,13 +62,13 @@ def serve(
         outs, host, port, parallel, ctx, queue, cache_mb, api_key_file, insecure, metrics, draft,
         speculate is not False, threads, activations,
     )  # fmt: skip
-    return Server(settings)
+    return Serving(Server(settings))
 
 
-def show(server: Server) -> None:
+def show(serving: Serving) -> None:
     """Answer until Ctrl-C or SIGTERM; running answers are finished up to a limit."""
-    say(f"loading; {server.url}")
-    server.run()
+    say(f"loading; {serving.url}")
+    serving.run()
 
 
 VERB = Verb("serve", serve, show)

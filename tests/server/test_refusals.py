@@ -329,7 +329,7 @@ def test_health_while_loading(out: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         return load(*arguments)
 
     monkeypatch.setattr(launch, "load", slowly)
-    server = pb.serve(str(out), port=0)
+    server = pb.serve(str(out), port=0).server
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
