@@ -22,8 +22,8 @@ SWITCHES = (
     "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--disable-extensions",
     "--disable-default-apps", "--no-default-browser-check", "--hide-scrollbars", "--mute-audio",
-    # Whatever the page asks for by name has no address.
-    "--host-resolver-rules=MAP * ~NOTFOUND", "--proxy-server=direct://",
+    # Whatever the page asks for by name has no address; this machine has.
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--proxy-server=direct://",
 )  # fmt: skip
 PATIENCE = 120.0  # seconds for one answer, on a busy machine
 
@@ -86,8 +86,18 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
 
-    def open(self, page: Path) -> None:
-        self.call("Page.navigate", url=page.as_uri())
+    def open(self, page: Path | str) -> None:
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
+
+    def press(self, key: str, code: int, text: str = "") -> None:
+        """A key, down and up, in what has the focus."""
+        for kind in ("keyDown", "keyUp"):
+            more = {"text": text} if text and kind == "keyDown" else {}
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **more)
+
+    def write(self, text: str) -> None:
+        """Text into what has the focus."""
+        self.call("Input.insertText", text=text)
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page."""

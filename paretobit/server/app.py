@@ -16,6 +16,7 @@ from paretobit.errors import ParetobitError
 from paretobit.server import chat, completions, errors, fields, openapi, page, responses
 from paretobit.server.errors import ApiError, bad
 from paretobit.server.guard import Guard
+from paretobit.server.meter import Meter
 from paretobit.server.metrics import Registry
 from paretobit.server.replies import NO_STORE, Json, error_response, explained
 from paretobit.server.served import Catalogue, Served
@@ -29,6 +30,7 @@ class Api:
 
     def __init__(self, catalogue: Catalogue, registry: Registry | None) -> None:
         self._catalogue, self._registry = catalogue, registry
+        self._meter = Meter(catalogue)
 
     def routes(self) -> list[Route]:
         posts: list[tuple[str, type[Any], Any]] = [
@@ -49,6 +51,7 @@ class Api:
             ("/v1/models", self.models),
             ("/v1/models/{name:path}", self.model),
             ("/health", self.health),
+            ("/meter", self.meter),
             ("/openapi.json", described),
             ("/docs", page.docs(schema)),
             ("/", page.chat()),
@@ -79,6 +82,9 @@ class Api:
     async def health(self, request: Request) -> Response:
         ready = bool(self._catalogue.models)
         return Json({"status": "ok" if ready else "loading"}, 200 if ready else 503, NO_STORE)
+
+    async def meter(self, request: Request) -> Response:
+        return Json(self._meter.read(), 200, NO_STORE)
 
     async def metrics(self, request: Request) -> Response:
         assert self._registry is not None

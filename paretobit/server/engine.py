@@ -59,6 +59,8 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
         self._closing = False
+        self.steps = self.said = 0
+        self.busy_seconds = 0.0
         self._pace = 5.0  # seconds a request, a running mean
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
@@ -139,21 +141,22 @@ class Engine:
         if not work:
             return
         self.prefixes.shrink()
-        start = time.perf_counter()
         try:
             with self._turn:
+                start = time.perf_counter()
                 rows = self.model.session.step([(job.slot, tokens, first) for job, tokens, first in work])
+                seconds = time.perf_counter() - start
         except ParetobitError as why:
             if not self.prefixes.clear():  # with that memory it may go; without, nothing will change
                 self._fail_all(why)
             return
-        seconds = time.perf_counter() - start
         count = sum(len(tokens) for _, tokens, _ in work)
         if not any(job.prefilling for job, _, _ in work):
             self.speculation.took(count, seconds)
         said = 0
         for (job, tokens, first), logits in zip(work, rows, strict=True):
             said += self._take(job, tokens, first, logits)
+        self.steps, self.said, self.busy_seconds = self.steps + 1, self.said + said, self.busy_seconds + seconds
         self.metrics.guesses(self.speculation.proposed, self.speculation.accepted)
         self.metrics.step(seconds, count, said, len(self.prefixes), self.model.session.kv_bytes)
 
@@ -245,6 +248,8 @@ class Engine:
         return {
             "running": running,
             "waiting": waiting,
+            "generated_tokens": self.said,
+            "busy_seconds": self.busy_seconds,
             "kv_bytes": self.model.session.kv_bytes,
             "kept_prefixes": len(self.prefixes),
         }
