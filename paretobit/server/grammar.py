@@ -86,6 +86,15 @@ def inline(schema: Mapping[str, Any], param: str) -> str:
     return f"%json {text}"
 
 
+def closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A schema of an object that names its properties, and no others where it leaves that open: what obeys it obeys the
+    schema, and a small model does not go on inventing fields."""
+    combined = {"additionalProperties", "patternProperties", "unevaluatedProperties", "allOf", "anyOf", "oneOf", "$ref"}
+    if schema.get("type") != "object" or "properties" not in schema or combined & schema.keys():
+        return schema
+    return {**schema, "additionalProperties": False}
+
+
 def lark(rules: str) -> str:
     return "%llguidance {}\n" + rules
 
@@ -116,6 +125,6 @@ def form_of(wanted: ResponseFormat | None) -> Form | None:
         return Form(LLMatcher.grammar_from_regex(wanted.regex), "", param)
     if wanted.grammar is not None:
         return Form(wanted.grammar, "", param)
-    schema = {"type": "object"} if wanted.json_schema is None else wanted.json_schema.schema_
+    schema = {"type": "object"} if wanted.json_schema is None else closed(wanted.json_schema.schema_)
     piece = inline(schema, param)
     return Form(lark(f"start: {piece}\n"), piece, param)

@@ -16,9 +16,9 @@ from typing import Any
 from paretobit.runtime.tokenizer import Tokenizer
 from paretobit.server.errors import bad
 from paretobit.server.fields import Message, NamedTool, Tool
-from paretobit.server.grammar import TEXT, Form, inline, lark
+from paretobit.server.grammar import TEXT, Form, closed, inline, lark
 
-ANY_OBJECT = {"type": "object"}
+NOTHING = {"type": "object", "properties": {}}  # the parameters of a function that says nothing of them
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Toolbox:
         more = f" ({self._literal(family.between)} call)*" if self._parallel else ""
         rules = [f"call: {calls}", f"TEXT: {TEXT}"]
         for at, tool in enumerate(self._callable):
-            schema = inline(tool.function.parameters or ANY_OBJECT, f"tools[{at}].function.parameters")
+            schema = inline(closed(tool.function.parameters or NOTHING), f"tools[{at}].function.parameters")
             head = json.dumps({"name": tool.function.name})[:-1] + f', "{family.key}": '
             rules.append(f'call_{at}: {json.dumps(head)} {schema} "}}"')
         made = f"call{more} {self._literal(family.close)}"
