@@ -235,7 +235,7 @@ class Load:
 
 
 def load(out: str, minutes: float, clients: int) -> None:
-    with serving(out, "--queue", str(2 * clients)) as (url, pid):
+    with serving(out, "--queue", str(2 * clients), "--cache-mb", "64") as (url, pid):
         Load(out, url, min(minutes / 5, 1), clients).run()  # until caches and pools have their size
         before = resident(pid)
         work = Load(out, url, minutes, clients)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
+import anyio.to_thread
 from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -108,12 +109,13 @@ async def embed(served: Served, asked: fields.EmbeddingsRequest) -> Response:
 
 
 async def tokenize(served: Served, asked: fields.TokenizeRequest) -> Response:
-    tokens = served.model.tokenizer.encode(asked.content, asked.add_special)
+    tokens = await anyio.to_thread.run_sync(served.model.tokenizer.encode, asked.content, asked.add_special)
     return Json({"tokens": tokens, "count": len(tokens), "max_model_len": served.model.session.context})
 
 
 async def detokenize(served: Served, asked: fields.DetokenizeRequest) -> Response:
-    return Json({"content": served.model.tokenizer.decode(asked.tokens, skip_special=False)})
+    text = await anyio.to_thread.run_sync(served.model.tokenizer.decode, asked.tokens, False)
+    return Json({"content": text})
 
 
 def app(

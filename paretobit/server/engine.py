@@ -20,7 +20,7 @@ import numpy as np
 from paretobit.errors import ParetobitError
 from paretobit.runtime.generate import Model
 from paretobit.server.drafts import Drafter, Speculation
-from paretobit.server.job import Busy, Event, Job, Wish
+from paretobit.server.job import Busy, Closing, Event, Job, Wish
 from paretobit.server.metrics import Metrics
 from paretobit.server.prefixes import Prefixes
 
@@ -76,10 +76,13 @@ class Engine:
         return Job(self.model, prompt, wish, tell)
 
     def submit(self, job: Job, admitted: bool = False) -> None:
-        """Answer it when its turn comes. Raises Busy where the queue is full, but for a request's further answers."""
+        """Answer it when its turn comes. Raises Closing, and Busy where the queue is full, but for a request's
+        further answers."""
         with self._changed:
             waiting = len(self._waiting)
-            if self._closing or (waiting >= self.queue and not admitted):
+            if self._closing:
+                raise Closing
+            if waiting >= self.queue and not admitted:
                 raise Busy(waiting, 1 + int(self._pace * (waiting + 1) / self.parallel))
             self._waiting.append(job)
             self._changed.notify()
@@ -98,7 +101,7 @@ class Engine:
             except Exception as why:
                 log.exception("a step failed")
                 self._fail_all(why)
-        self._fail_all(ParetobitError("the server is shutting down", hint="ask again when it is back"))
+        self._fail_all(Closing())
         self.prefixes.clear()
 
     def _admit(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from paretobit.errors import ParetobitError
-from paretobit.server.job import Busy
+from paretobit.server.job import Busy, Closing
 
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -41,6 +41,8 @@ def of(why: Exception) -> ApiError:
         return why
     if isinstance(why, Busy):
         return ApiError(429, str(why), None, "queue_full", retry_after=str(why.seconds))
+    if isinstance(why, Closing):
+        return ApiError(503, str(why), None, "shutting_down", retry_after="10")
     if isinstance(why, ParetobitError):
         return bad(str(why), None, "context_length_exceeded" if "do not fit the context" in why.message else None)
     return ApiError(500, "the server failed on this request; its log says why")

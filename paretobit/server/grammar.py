@@ -44,8 +44,10 @@ class Grammars:
         """What makes a fresh constraint. Raises ApiError, naming `param`, where it cannot be compiled."""
         limits = LLParserLimits(verbose_errors=False)
         first = LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
-        if first.is_error():
-            raise refused(first.get_error(), param)
+        probe = first.deep_copy()
+        probe.compute_bitmask()  # some are found to be too complex, or to allow nothing, only now
+        if probe.is_error() or (probe.is_stopped() and not probe.is_accepting()):
+            raise refused(probe.get_error() or "nothing obeys it", param)
         vocab = self._model.session.arch.vocab
         return lambda: Matcher(first.deep_copy(), vocab)
 

@@ -143,6 +143,13 @@ def likely(logits: np.ndarray, token: int, top: int) -> Likely:  # (vocab,)
     return Likely(token, float(exact[token] - total), tuple((int(i), float(exact[i] - total)) for i in order))
 
 
+class Closing(ParetobitError):
+    """The server ends before the answer does."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down", hint="ask again when it is back")
+
+
 class Busy(ParetobitError):
     """The queue is full: come back later."""
 

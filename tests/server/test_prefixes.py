@@ -35,7 +35,7 @@ class Slots:
 
 def test_the_tree_finds_what_a_search_finds() -> None:
     chance, tree, listed = random.Random(0), Trie(), {}
-    for step in range(3000):
+    for step in range(1000):
         tokens = tuple(chance.choices(range(3), k=chance.randrange(1, 9)))
         if tokens in listed and chance.random() < 0.6:
             tree.remove(tokens)

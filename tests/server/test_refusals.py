@@ -295,7 +295,7 @@ def bombard(server: Server, count: int) -> None:
 
 
 def test_malformed_bodies(server: Server) -> None:
-    bombard(server, 300)
+    bombard(server, 120)
 
 
 @pytest.mark.slow

@@ -84,7 +84,7 @@ def obey(server: Server, count: int) -> None:
 
 
 def test_schemas(server: Server) -> None:
-    obey(server, 200)
+    obey(server, 120)
 
 
 @pytest.mark.slow
@@ -100,7 +100,7 @@ def ask(server: Server, **fields: Any) -> dict[str, Any]:
 
 
 def test_other_forms(server: Server) -> None:
-    for seed in range(10):
+    for seed in range(5):
         made = ask(server, response_format={"type": "regex", "regex": r"[A-Z][a-z]{2,9} [0-9]+ ships"}, seed=seed)
         assert made["finish_reason"] == "length" or re.fullmatch(
             r"[A-Z][a-z]{2,9} [0-9]+ ships", made["message"]["content"]
@@ -114,6 +114,51 @@ def test_other_forms(server: Server) -> None:
         asked = {"prompt": "A number:", "response_format": {"type": "regex", "regex": "[0-9]{3}"}, "seed": seed}
         answer = httpx.post(f"{server.url}/v1/completions", json=asked, timeout=60).json()
         assert re.fullmatch("[0-9]{3}", answer["choices"][0]["text"])
+
+
+def nested(schema: dict[str, Any], depth: int) -> dict[str, Any]:
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
+BOMBS = {
+    "nested groups": {"type": "regex", "regex": "(" * 8000 + "a" + ")" * 8000},
+    "nested repeats": {"type": "regex", "regex": "((a?){100}){100}a{100}"},
+    "wide repeats": {"type": "regex", "regex": "(.*a){500}b"},
+    "nested rules": {"type": "grammar", "grammar": "start: " + "(" * 20_000 + '"a"' + ")" * 20_000},
+    "doubling rules": {
+        "type": "grammar",
+        "grammar": "start: r0\n" + "\n".join(f"r{i}: r{i + 1} r{i + 1}" for i in range(1000)) + '\nr1000: "x"',
+    },
+    "a rule of itself": {"type": "grammar", "grammar": "start: start start | "},
+    "a long repeat": {"type": "grammar", "grammar": 'start: "a"{1,1000000}'},
+    "nested lists": nested({"type": "integer"}, 150),
+    "a reference to itself": {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"},
+    "many patterns": {
+        "type": "object",
+        "properties": {f"k{i}": {"type": "string", "pattern": f"^(a|b){{1,{i}}}$"} for i in range(600)},
+    },
+    "a long string": {"type": "string", "minLength": 10**9},
+    "a long list": {"type": "array", "items": {"type": "integer"}, "minItems": 10**6},
+    "a product": {
+        "allOf": [
+            {"anyOf": [{"type": "object", "properties": {f"{i} {j}": {"type": "integer"}}} for j in range(6)]}
+            for i in range(8)
+        ]
+    },
+}  # fmt: skip
+
+
+def test_forms_that_are_meant_to_break_it(server: Server) -> None:
+    with httpx.Client(base_url=server.url, timeout=20) as http:
+        for name, bomb in BOMBS.items():
+            schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": bomb}}
+            form = bomb if bomb.get("type") in ("regex", "grammar") else schema
+            asked = {"messages": [{"role": "user", "content": "?"}], "response_format": form, "max_tokens": 8}
+            answer = http.post("/v1/chat/completions", json=asked)
+            assert answer.status_code in (200, 400), (name, answer.text)
+        assert http.get("/health").status_code == 200
 
 
 def test_a_schema_and_tools_together(server: Server) -> None:
