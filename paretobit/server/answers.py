@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from functools import partial
 
 from paretobit.server.engine import Engine
@@ -54,5 +55,5 @@ class Answers:
         return sum(len(job.words.tokens) for job in self.jobs)
 
     def _tell(self, which: int, event: Event) -> None:
-        if not self._loop.is_closed():
+        with suppress(RuntimeError):  # the loop has ended, and with it whoever waited
             self._loop.call_soon_threadsafe(self._events.put_nowait, (which, event))

@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
-
 from paretobit.errors import ParetobitError
-from paretobit.runtime.generate import Model, Slot
+from paretobit.runtime.generate import Model
 from paretobit.server.job import Job
+from paretobit.server.prefixes import alike
 
 LENGTHS = (0, 1, 2, 3, 4, 6, 8)  # of a guess
 GRAM = 3  # tokens that must have been seen in this order before, for what followed them to be a guess
@@ -63,6 +62,14 @@ class PromptLookup:
         return [] if at is None else text[at : at + most]
 
 
+@dataclass
+class Held:
+    """What the draft model has read of one job."""
+
+    slot: int
+    tokens: list[int] = field(default_factory=list)
+
+
 class DraftModel:
     """Guesses with a smaller model of the same vocabulary, greedily. Raises ParetobitError where it has another."""
 
@@ -74,38 +81,41 @@ class DraftModel:
                 "the draft model has another vocabulary than the model", hint="pack a draft from the same model"
             )
         self._session = model.session
-        self._slots: dict[Job, Slot] = {}
+        self._held: dict[Job, Held] = {}
 
     def draft(self, wanted: Mapping[Job, int]) -> dict[Job, list[int]]:
         guesses: dict[Job, list[int]] = {job: [] for job in wanted}
-        ready: dict[Job, np.ndarray] = {}
-        for job in wanted:
-            logits = self._read(job, job.tokens + job.pending)
-            if logits is not None:
-                ready[job] = logits
-        while ready:
-            for job, logits in ready.items():
-                guesses[job].append(int(logits.argmax()))
-            going = {job for job in ready if len(guesses[job]) < wanted[job]}
-            ready = {job: self._slots[job].append(guesses[job][-1:]) for job in ready if job in going}
+        coming = {job: part for job in wanted if (part := self._unread(job))}
+        while coming:
+            work = [(self._held[job].slot, part, len(part) - 1) for job, part in coming.items()]
+            rows = self._session.step(work)
+            read, coming = coming, {}
+            for (job, part), row in zip(read.items(), rows, strict=True):
+                held = self._held[job]
+                held.tokens += part
+                if len(held.tokens) < len(job.tokens) + 1 + len(guesses[job]):  # there is more of the text to read
+                    continue
+                guesses[job].append(int(row[-1].argmax()))
+                if len(guesses[job]) < wanted[job]:
+                    coming[job] = guesses[job][-1:]
         return guesses
 
     def forget(self, job: Job) -> None:
-        slot = self._slots.pop(job, None)
-        if slot is not None:
-            slot.close()
+        held = self._held.pop(job, None)
+        if held is not None:
+            self._session.close(held.slot)
 
-    def _read(self, job: Job, text: Sequence[int]) -> np.ndarray | None:  # (vocab,)
-        """The logits after `text`, None as long as too much of it is unread or there is no room."""
+    def _unread(self, job: Job) -> list[int]:
+        """What comes next of the job's text: CATCH_UP tokens at most, none where there is no room for guesses."""
+        text = job.tokens + job.pending
         if len(text) + max(LENGTHS) > self._session.context:
-            return None
-        slot = self._slots.get(job)
-        if slot is None:
-            slot = self._slots[job] = Slot(self._session)
-        unread = len(text) - len(slot.tokens)
-        part = text if unread <= CATCH_UP else text[: len(slot.tokens) + CATCH_UP]
-        logits = slot.become(part)
-        return logits if part is text else None
+            return []
+        held = self._held.get(job) or self._held.setdefault(job, Held(self._session.open()))
+        same = min(alike(held.tokens, text), len(text) - 1)  # the last one's logits are needed
+        if same < len(held.tokens):
+            self._session.truncate(held.slot, same)
+            del held.tokens[same:]
+        return text[same : same + CATCH_UP]
 
 
 @dataclass

@@ -59,7 +59,7 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
         self._closing = False
-        self.steps = self.said = 0
+        self.steps = self.said = self._kv_bytes = 0
         self.busy_seconds = 0.0
         self._pace = 5.0  # seconds a request, a running mean
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -161,7 +161,8 @@ class Engine:
             said += self._take(job, tokens, first, logits)
         self.steps, self.said, self.busy_seconds = self.steps + 1, self.said + said, self.busy_seconds + seconds
         self.metrics.guesses(self.speculation.proposed, self.speculation.accepted)
-        self.metrics.step(seconds, count, said, len(self.prefixes), self.model.session.kv_bytes)
+        self._kv_bytes = self.model.session.kv_bytes
+        self.metrics.step(seconds, count, said, len(self.prefixes), self._kv_bytes)
 
     def _plan(self) -> list[tuple[Job, list[int], int]]:
         """[(job, its next tokens, the first whose logits are wanted)]."""
@@ -253,6 +254,6 @@ class Engine:
             "waiting": waiting,
             "generated_tokens": self.said,
             "busy_seconds": self.busy_seconds,
-            "kv_bytes": self.model.session.kv_bytes,
+            "kv_bytes": self._kv_bytes,
             "kept_prefixes": len(self.prefixes),
         }
