@@ -121,3 +121,25 @@ def test_the_command(out: Path, tmp_path: Path) -> None:
         run.send_signal(signal.SIGTERM)
         out_text, err = run.communicate(timeout=30)
     assert out_text == "" and "Traceback" not in err
+
+
+def crowd(out: Path, minutes: float, clients: int) -> None:
+    """Clients that come, go and send nonsense: whoever gets an answer gets the one that the model gives alone."""
+    from bench.server import Load
+
+    with running(out, parallel=8, queue=2 * clients, cache_mb=4) as server:
+        load = Load(str(out), server.url, minutes, clients)
+        load.run()
+        idle(server)
+        engine = server.catalogue.models["tiny"].engine
+        assert engine.model.session.kv_bytes <= 4e6
+    assert load.check() == 0 and min(load.counts[kind] for kind in ("finished", "left", "nonsense")) > 0, load.counts
+
+
+def test_a_crowd(out: Path) -> None:
+    crowd(out, 0.05, 12)
+
+
+@pytest.mark.slow
+def test_a_large_crowd(out: Path) -> None:
+    crowd(out, 3, 64)

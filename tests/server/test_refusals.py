@@ -231,10 +231,10 @@ def mangled(valid: bytes, chance: random.Random) -> bytes:
     if chance.random() < 0.5:
         body = bytearray(valid)
         for _ in range(chance.randrange(1, 5)):
-            at = chance.randrange(len(body))
+            at = chance.randrange(len(body)) if body else 0
             kind = chance.randrange(4)
             if kind == 0:
-                body[at] = chance.randrange(256)
+                body[at : at + 1] = bytes([chance.randrange(256)])
             elif kind == 1:
                 del body[at : at + chance.randrange(1, 20)]
             elif kind == 2:
