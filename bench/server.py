@@ -236,19 +236,19 @@ class Load:
 
 def load(out: str, minutes: float, clients: int) -> None:
     with serving(out, "--queue", str(2 * clients), "--cache-mb", "64") as (url, pid):
-        Load(out, url, min(minutes / 5, 1), clients).run()  # until caches and pools have their size
+        Load(out, url, min(minutes / 3, 2), clients).run()  # until caches and pools have their size
         before = resident(pid)
         work = Load(out, url, minutes, clients)
         work.run()
         after = resident(pid)
     print(f"{clients} clients, {minutes:g} minutes: {work.counts}")
     print(f"p95 between tokens: {1e3 * quantile(work.gaps, 0.95):.1f} ms")
-    wrong = work.check()
-    print(f"answers that differ from those given alone: {wrong} of {len(work.answers)} {'missed' if wrong else 'met'}")
     if before is not None and after is not None:
         grown = after.own / before.own - 1
         kept = "met" if grown <= FLAT else "missed"
         print(f"memory {before.own / 1e6:.0f} -> {after.own / 1e6:.0f} MB, {grown:+.1%} {kept}")
+    wrong = work.check()
+    print(f"answers that differ from those given alone: {wrong} of {len(work.answers)} {'missed' if wrong else 'met'}")
 
 
 def line(what: str, found: float, wanted: float) -> None:

@@ -112,6 +112,7 @@ class Engine:
                 return False
             for job in [job for job in self._waiting if job.cancelled]:
                 self._waiting.remove(job)
+                job.release()
                 self.metrics.ended("cancelled")
             while self._waiting and len(self._running) < self.parallel:
                 self._begin(self._waiting.popleft())
@@ -135,6 +136,7 @@ class Engine:
         self._pace += 0.2 * (time.monotonic() - job.since - self._pace)
         self.speculation.forget(job)
         self.prefixes.keep(job.slot, job.tokens)
+        job.release()
         self.metrics.ended(how)
 
     def _step(self) -> None:

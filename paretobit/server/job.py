@@ -125,6 +125,11 @@ class Job:
         self._tell(text, self.words.finish)
         return None if self.words.finish else token
 
+    def release(self) -> None:
+        """It is over: what is large goes at once, as the rest, whom it tells knows it too, waits to be collected."""
+        del self.sampler, self.constraint
+        self.tokens, self.pending = [], []
+
     def fail(self, why: Exception) -> None:
         self.tell(Event(error=why))
 

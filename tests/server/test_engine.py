@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -127,6 +128,13 @@ def test_who_leaves_frees_the_slot_within_a_token(model: Model, engine: Engine) 
     said = [len(answer.job.words.tokens) for answer in asked]
     wait_until(lambda: engine.load == (0, 0))
     assert all(len(a.job.words.tokens) <= before + 1 for a, before in zip(asked, said, strict=True))
+
+
+def test_what_is_large_goes_with_the_answer(engine: Engine) -> None:
+    answer = Asked(engine, [5, 6, 7], greedy(300))
+    sampler = weakref.ref(answer.job.sampler)  # which holds a number or two for every token of the vocabulary
+    answer.read()
+    wait_until(lambda: sampler() is None)
 
 
 def test_caches_are_bounded(model: Model) -> None:
