@@ -1,5 +1,5 @@
-"""Other people's clients: OpenAI's for Node, lm-eval's local-completions, LangChain's standard tests. Slow: npm brings
-the first, the last wants a model with some wits."""
+"""Other people's clients: OpenAI's for Node, lm-eval's local-completions, LangChain's standard tests. npm brings the
+first, the last wants a model with some wits."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ import pytest
 import paretobit as pb
 from tests.cli.test_lm_eval import TASK
 from tests.served import packed, running
-
-pytestmark = pytest.mark.slow
 
 NODE = """
 import OpenAI from "openai";
@@ -59,6 +57,7 @@ print(json.dumps({k: v for k, v in found["results"]["tiny_choice"].items() if is
 """
 
 
+@pytest.mark.cross
 def test_the_client_for_node(tmp_path: Path) -> None:
     subprocess.run(["npm", "install", "--silent", "openai"], cwd=tmp_path, check=True, timeout=300)
     (tmp_path / "client.mjs").write_text(NODE)
@@ -71,6 +70,7 @@ def test_the_client_for_node(tmp_path: Path) -> None:
     assert {*found["called"]} == {"n"} and found["refused"] == [400, "store"]
 
 
+@pytest.mark.slow
 def test_lm_eval_through_the_server(tmp_path: Path) -> None:
     out = packed(tmp_path)
     endings = ["red", "a long blue river", "green", "old stones"]
@@ -88,6 +88,7 @@ def test_lm_eval_through_the_server(tmp_path: Path) -> None:
     assert (theirs["acc,none"], theirs["acc_norm,none"]) == (ours["acc"], ours["acc_norm"])
 
 
+@pytest.mark.slow
 def test_langchain(tmp_path: Path) -> None:
     """All of its standard tests but those that docs/server.md lists."""
     pb.quantize("demo:smollm2", to="w8", method="rtn", out=str(tmp_path / "smollm2"))

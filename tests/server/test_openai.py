@@ -242,6 +242,9 @@ def test_models_and_tokens(server: Server, client: openai.OpenAI, tmp_path: Path
     said = httpx.post(f"{server.url}/tokenize", json={"content": "The river"}).json()
     assert httpx.post(f"{server.url}/detokenize", json={"tokens": said["tokens"]}).json() == {"content": "The river"}
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+    meter = httpx.get(f"{server.url}/meter").json()
+    assert meter["resident_bytes"] > 1e6 and meter["joules"] > 0 and meter["energy"] in ("measured", "modelled")
+    assert meter["models"]["tiny"]["generated_tokens"] > 0 and meter["models"]["tiny"]["running"] == 0
     figures = httpx.get(f"{server.url}/metrics").text
     assert 'paretobit_prefix_lookups_total{hit="yes",model="tiny"}' in figures
     with pytest.raises(openai.BadRequestError, match="makes no embeddings"):
