@@ -91,7 +91,7 @@ class Guard:
     def _knows(self, authorization: str) -> bool:
         """All keys are compared, each in a time that does not tell how much of it is right."""
         kind, _, key = authorization.partition(" ")
-        right = [hmac.compare_digest(key.strip().encode("utf-8", "replace"), each) for each in self._keys]
+        right = [hmac.compare_digest(key.strip().encode("latin-1"), each) for each in self._keys]
         return any(right) and kind.lower() == "bearer"
 
 

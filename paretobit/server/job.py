@@ -122,6 +122,8 @@ class Job:
         over = self.constraint is not None and self.constraint.push(token)
         if over and not self.words.finish:
             text += self.words.end()
+        elif over and self.words.finish == "length":  # it is whole all the same
+            self.words.finish = "eos"
         self._tell(text, self.words.finish)
         return None if self.words.finish else token
 

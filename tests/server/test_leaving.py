@@ -16,6 +16,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+import paretobit as pb
+from paretobit.errors import ParetobitError
 from paretobit.server.launch import Server
 from tests.served import idle, packed, running, slow_down
 
@@ -121,6 +123,25 @@ def test_the_command(out: Path, tmp_path: Path) -> None:
         run.send_signal(signal.SIGTERM)
         out_text, err = run.communicate(timeout=30)
     assert out_text == "" and "Traceback" not in err
+
+
+def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['uvicorn'] = None; from paretobit.cli import main; main(['serve', 'OUT'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (
+        done.returncode == 2 and done.stderr == "error: serving needs uvicorn; hint: pip install 'paretobit[serve]'\n"
+    )
+
+
+def test_a_model_that_cannot_be_loaded_ends_it(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from paretobit.server import launch
+
+    def broken(*arguments: object) -> None:
+        raise ParetobitError("it is broken", hint="pack it again")
+
+    monkeypatch.setattr(launch, "load", broken)
+    with pytest.raises(ParetobitError, match="it is broken"):
+        pb.serve(str(out), port=0).run()
 
 
 def crowd(out: Path, minutes: float, clients: int) -> None:

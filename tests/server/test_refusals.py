@@ -189,15 +189,16 @@ def test_names_of_others(http: httpx.Client) -> None:
 
 def test_keys(out: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
-    keys.write_text("# of the house\nsecret-one\n\nsecret-two\n")
+    keys.write_text("# of the house\nsecret-one\n\nsecret-two\nclé\n", encoding="utf-8")
     with running(out, api_key_file=str(keys)) as server, httpx.Client(base_url=server.url) as http:
         for header in ({}, {"authorization": "Bearer secret"}, {"authorization": "secret-one"},
                        {"authorization": "Bearer # of the house"}, {"authorization": "Bearer \xe9"}):  # fmt: skip
             raw = {name: value.encode("latin-1") for name, value in header.items()}
             error(http.post("/v1/chat/completions", json=CHAT, headers=raw), 401)
             error(http.get("/v1/models", headers=raw), 401)
-        for key in ("secret-one", "secret-two"):
-            answer = http.post("/v1/chat/completions", json=CHAT, headers={"authorization": f"Bearer {key}"})
+        for key in ("secret-one", "secret-two", "clé"):
+            raw = {"authorization": f"Bearer {key}".encode()}
+            answer = http.post("/v1/chat/completions", json=CHAT, headers=raw)
             assert answer.status_code == 200
         assert http.get("/health").status_code == http.get("/").status_code == 200
         assert http.get("/health", headers={"host": "example.org"}).status_code == 200  # the key is what counts

@@ -111,9 +111,15 @@ def test_other_forms(server: Server) -> None:
         made = ask(server, response_format={"type": "json_object"}, seed=seed, max_tokens=3500)
         if made["finish_reason"] == "stop":
             assert isinstance(json.loads(made["message"]["content"]), dict)
-        asked = {"prompt": "A number:", "response_format": {"type": "regex", "regex": "[0-9]{3}"}, "seed": seed}
+        asked = {
+            "prompt": "A number:",
+            "response_format": {"type": "regex", "regex": "[0-9]{3}"},
+            "seed": seed,
+            "max_tokens": 3,
+        }
         answer = httpx.post(f"{server.url}/v1/completions", json=asked, timeout=60).json()
         assert re.fullmatch("[0-9]{3}", answer["choices"][0]["text"])
+        assert answer["choices"][0]["finish_reason"] == "stop"  # whole, though there was room for no more
 
 
 def nested(schema: dict[str, Any], depth: int) -> dict[str, Any]:
