@@ -13,6 +13,8 @@ from langchain_core.language_models import BaseChatModel
 from langchain_openai import ChatOpenAI
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
+TWICE = "a model of 135 million parameters makes its call twice where parallel calls let it"
+
 
 class TestServer(ChatModelIntegrationTests):
     @property
@@ -55,3 +57,15 @@ class TestServer(ChatModelIntegrationTests):
     @pytest.mark.xfail(reason="a model of 135 million parameters that is free to does not think of its tools")
     def test_agent_loop(self, model: BaseChatModel) -> None:
         super().test_agent_loop(model)
+
+    @pytest.mark.xfail(reason=TWICE)
+    def test_tool_calling(self, model: BaseChatModel) -> None:
+        super().test_tool_calling(model)
+
+    @pytest.mark.xfail(reason=TWICE)
+    async def test_tool_calling_async(self, model: BaseChatModel) -> None:
+        await super().test_tool_calling_async(model)
+
+    @pytest.mark.xfail(reason=TWICE)
+    def test_tool_calling_with_no_arguments(self, model: BaseChatModel) -> None:
+        super().test_tool_calling_with_no_arguments(model)
