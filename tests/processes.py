@@ -86,7 +86,7 @@ class Running:
         if self.process.is_alive():
             self.process.kill()
             raise AssertionError(f"it hangs: {self.log.read_text()}")
-        touched = int(self.count.read_text()) if self.count.exists() else 0
+        touched = int(self.count.read_text() or 0) if self.count.exists() else 0  # empty: killed as it was written
         code = self.process.exitcode
         assert code is not None
         return Ended(code, self.log.read_text() if self.log.exists() else "", touched)
