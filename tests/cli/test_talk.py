@@ -252,7 +252,7 @@ def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(tmp_path: Path) -> None:
         said = os.read(process.stdout.fileno(), 3)
         process.send_signal(signal.SIGINT)
         while not said.endswith(b"\n"):
-            said += os.read(process.stdout.fileno(), 1000)
+            said += os.read(process.stdout.fileno(), 1000) or pytest.fail("it has ended")
         out, err = process.communicate(f"Hello\n/save {tmp_path}/talk.json\n".encode(), timeout=60)
     assert (process.returncode, out) == (0, b"Hello!\n") and b"Traceback" not in err
     whole = " ".join(map(str, range(1, 91)))
@@ -269,7 +269,7 @@ def test_ctrl_c_between_answers_ends_a_chat_that_nobody_types() -> None:
         process.stdin.flush()
         said = b""
         while not said.endswith(b"\n"):
-            said += os.read(process.stdout.fileno(), 1000)
+            said += os.read(process.stdout.fileno(), 1000) or pytest.fail("it has ended")
         for _ in range(3):  # a signal just before Python waits for input is heard with the next one
             with suppress(subprocess.TimeoutExpired):
                 process.send_signal(signal.SIGINT)
