@@ -132,7 +132,13 @@ def main() -> None:
     from paretobit.cli import main as command
     from paretobit.runtime import generate
 
-    def load(path: str, threads: int | None = None, activations: str = "int8", context: int | None = None) -> Model:
+    def load(
+        path: str,
+        threads: int | None = None,
+        activations: str = "int8",
+        context: int | None = None,
+        kv: str | None = None,
+    ) -> Model:
         return talker() if path == "TALKER" else parrot_model(slow=0.01)[0]
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's children ignore it

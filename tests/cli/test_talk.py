@@ -30,7 +30,13 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz" * 40
 def models(monkeypatch: pytest.MonkeyPatch) -> None:
     """OUT is a model that repeats what is said to it, TALKER never ends, MUTE has no chat template."""
 
-    def load(path: str, threads: int | None = None, activations: str = "int8", context: int | None = None) -> object:
+    def load(
+        path: str,
+        threads: int | None = None,
+        activations: str = "int8",
+        context: int | None = None,
+        kv: str | None = None,
+    ) -> object:
         if path == "TALKER":
             return talker(slow=0)
         return parrot_model(template=None)[0] if path == "MUTE" else parrot_model()[0]
