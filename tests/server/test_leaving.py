@@ -57,7 +57,7 @@ def kill_listeners(server: Server, count: int) -> None:
             assert listener.stdout.readline() == b"listening\n"
             assert engine.load[0] == 1
             listener.kill()
-        end = time.monotonic() + 0.4  # of the four and a half seconds that the answer takes
+        end = time.monotonic() + 2  # of the four and a half seconds that the answer takes
         while engine.load != (0, 0):
             assert time.monotonic() < end, "the slot of a client that was killed is not free"
             time.sleep(0.002)
@@ -76,7 +76,7 @@ def test_who_waits_for_a_whole_answer_may_leave_too(server: Server) -> None:
     engine = server.catalogue.models["tiny"].engine
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{server.url}/v1/completions", json=ENDLESS, timeout=0.3)
-    end = time.monotonic() + 0.4
+    end = time.monotonic() + 2
     while engine.load != (0, 0):
         assert time.monotonic() < end
         time.sleep(0.002)
