@@ -215,7 +215,7 @@ void one_token(const Matrix& m, const Inputs& in, size_t first, size_t last, flo
   for (tile = first + kStreams * apart; tile < last; ++tile) one_token_tiles<kFormat, 1>(m, in, table, tile, 0, out);
 }
 
-// ---- several tokens: a block is unpacked once for all of them
+// ---- several tokens
 
 constexpr size_t kMostQuads = 5 * kBlockUnits;
 constexpr size_t kTokens = 64;  // whose running sums of a tile are kept at hand
@@ -231,39 +231,112 @@ PARETOBIT_INLINE void unpack_block(const uint8_t* codes, size_t units, const Tab
   }
 }
 
-// One block of kSets of kAll row sets times kCount tokens: as many running sums as there are registers for. acc: (kSets,
-// kTokens).
-template <int kTop, int kSets, int kCount, int kAll>
-PARETOBIT_INLINE void add_tokens(const Matrix& m, const TileGroup<kAll>& group, const Inputs& in, size_t token, int set,
-                                 const Bytes planes[][kAll], size_t quads, size_t column, size_t block, Lanes* acc) {
-  const Layout& l = m.layout;
-  Sum sum[kSets][kCount];
-  for (auto& row : sum)
-    for (Sum& s : row) s = no_sum();
-  const int8_t* activations = in.codes + token * l.padded + column;
-  for (size_t q = 0; q < quads; ++q) {
+// A block of some row sets, and which of the inputs it meets.
+struct Block {
+  const uint8_t* codes;
+  size_t units;
+  const Bytes* planes;  // (quads, sets), where the codes are unpacked already
+  size_t quads, sets;
+  const Lanes* scale;  // of each set
+  const Ints* zero;    // of each set, or null
+  int twice_zero;
+  size_t column, index;
+};
+
+// Adds kSets sets of a block times kCount tokens, as many running sums as there are registers for, to acc (kSets,
+// kTokens). each(visit) shows visit(quad, its sets) every quad; of(n) is the number of token n.
+template <int kTop, int kSets, bool kStored, int kCount, class Of, class Each>
+PARETOBIT_INLINE void add_tokens(const Block& b, const Layout& l, const Inputs& in, Lanes* acc, Of&& of, Each&& each) {
+  Sum sum[kCount][kSets];
+  for (auto& own : sum)
+    for (Sum& s : own) s = no_sum();
+  each([&](size_t quad, const Bytes* set) PARETOBIT_LAMBDA {
 #pragma GCC unroll 8
     for (int n = 0; n < kCount; ++n) {
-      const Quad quad = load_quad(activations + size_t(n) * l.padded + 4 * q);
-      for (int s = 0; s < kSets; ++s) {
-        add_dot<kTop>(sum[s][n], planes[q][set + s], quad);
-        spill<kTop>(sum[s][n], int(q) + 1);
-      }
+      const Quad four = load_quad(in.codes + b.column + 4 * quad + of(n) * l.padded);
+      for (int s = 0; s < kSets; ++s) add_dot<kTop>(sum[n][s], set[s], four);
+      for (int s = 0; s < kSets; ++s) spill<kTop>(sum[n][s], int(quad) + 1);
     }
+  });
+#pragma GCC unroll 8
+  for (int n = 0; n < kCount; ++n) {
+    const size_t at = of(n) * l.blocks + b.index;
+    for (int s = 0; s < kSets; ++s)
+      add_block(acc[size_t(s) * kTokens + size_t(n)], total<kTop>(sum[n][s], in.sums[at]), b.scale[s],
+                kStored ? b.zero + s : nullptr, b.twice_zero, in.scales[at], in.sums[at]);
   }
-  for (int s = 0; s < kSets; ++s) {
-    for (int n = 0; n < kCount; ++n) {
-      const size_t at = (token + size_t(n)) * l.blocks + block;
-      add_block(acc[size_t(s) * kTokens + size_t(n)], total<kTop>(sum[s][n], in.sums[at]), group.scale[set + s],
-                m.zero ? &group.zero[set + s] : nullptr, m.twice_zero, in.scales[at], in.sums[at]);
+}
+
+// Of codes as they are unpacked. Past the last token the last one is computed again: kernels for every number of tokens
+// would be too large.
+template <Format kFormat, bool kStored, int kCount>
+PARETOBIT_INLINE void add_codes(const Block& b, const Layout& l, const Inputs& in, size_t token, Lanes* acc) {
+  using Codes = Unit<kFormat>;
+  constexpr int kSets = tile_sets(kFormat);
+  size_t tokens[kCount];
+  for (int n = 0; n < kCount; ++n) tokens[n] = std::min(token + size_t(n), in.count - 1);
+  const auto of = [&](int n) PARETOBIT_LAMBDA { return tokens[n]; };
+  add_tokens<Codes::kTop, kSets, kStored, kCount>(b, l, in, acc, of, [&](auto&& visit) PARETOBIT_LAMBDA {
+    for (size_t u = 0; u < b.units; ++u) {
+      Codes unit(b.codes + u * unit_vectors(kFormat) * kVector);
+      each_quad<0, kSets>(unit, [&](int quad, const Bytes* set) PARETOBIT_LAMBDA {
+        visit(u * Codes::kQuads + size_t(quad), set);
+      });
+    }
+  });
+}
+
+// Of unpacked codes: formats share it.
+template <int kTop, int kSets, bool kStored, int kCount>
+PARETOBIT_APART void add_planes(const Block& b, const Layout& l, const Inputs& in, size_t token, Lanes* acc) {
+  const auto of = [&](int n) PARETOBIT_LAMBDA { return token + size_t(n); };
+  add_tokens<kTop, kSets, kStored, kCount>(b, l, in, acc, of, [&](auto&& visit) PARETOBIT_LAMBDA {
+    for (size_t q = 0; q < b.quads; ++q) visit(q, b.planes + q * b.sets);
+  });
+}
+
+// Of kMost tokens at most.
+template <int kTop, int kSets, bool kStored, int kMost>
+PARETOBIT_INLINE void add_some(size_t count, const Block& b, const Layout& l, const Inputs& in, size_t token,
+                               Lanes* acc) {
+  if (count >= kMost) return add_planes<kTop, kSets, kStored, kMost>(b, l, in, token, acc);
+  if constexpr (kMost > 1) add_some<kTop, kSets, kStored, kMost - 1>(count, b, l, in, token, acc);
+}
+
+// Running sums that there are registers for.
+constexpr bool kManySums = PARETOBIT_WIDTH == 16 && sizeof(SumPart) == sizeof(Register);
+constexpr int kTogether = kManySums ? 8 : 4, kSetsTogether = PARETOBIT_WIDTH == 16 ? 2 : 1;
+
+// Whether there are registers beside them for what unpacking needs, for a tile's rows.
+template <Format kFormat>
+constexpr bool kFits = kManySums && tile_sets(kFormat) == kSetsTogether;
+
+// A block of a tile and tokens [start, start + count).
+template <Format kFormat, bool kStored>
+PARETOBIT_INLINE void add_tile(const Block& b, const Layout& l, const Inputs& in, size_t start, size_t count,
+                               Lanes* acc) {
+  constexpr int kAll = tile_sets(kFormat), kTop = alike(Unit<kFormat>::kTop);
+  if constexpr (kFits<kFormat>) {
+    constexpr int kFew = kTogether / 2;
+    size_t n = 0;
+    for (; n + kFew < count; n += kTogether) add_codes<kFormat, kStored, kTogether>(b, l, in, start + n, acc + n);
+    if (n < count) add_codes<kFormat, kStored, kFew>(b, l, in, start + n, acc + n);
+  } else {
+    constexpr int kSets = kSetsTogether;
+    Block some = b;
+    for (int set = 0; set < kAll; set += kSets, some.planes += kSets, some.scale += kSets, some.zero += kSets) {
+      for (size_t n = 0, parts = (count + kTogether - 1) / kTogether, step; n < count; n += step, --parts) {
+        step = (count - n) / parts;
+        add_some<kTop, kSets, kStored, kTogether>(step, some, l, in, start + n, acc + size_t(set) * kTokens + n);
+      }
     }
   }
 }
 
 template <Format kFormat>
 void many_tokens(const Matrix& m, const Inputs& in, size_t first, size_t last, float* out, size_t stride) {
-  constexpr int kTop = Unit<kFormat>::kTop, kAll = tile_sets(kFormat), kSets = PARETOBIT_WIDTH == 16 ? 2 : 1;
-  constexpr int kTogether = PARETOBIT_WIDTH == 16 ? 8 : 4;
+  constexpr int kAll = tile_sets(kFormat);
+  constexpr size_t kBytes = unit_vectors(kFormat) * kVector;
   const Layout& l = m.layout;
   const auto table = load_table<kFormat>(m);
   Bytes planes[kMostQuads][kAll];
@@ -272,23 +345,20 @@ void many_tokens(const Matrix& m, const Inputs& in, size_t first, size_t last, f
     for (size_t start = 0; start < in.count; start += kTokens) {
       const size_t count = std::min(kTokens, in.count - start);
       for (auto& set : acc)
-        for (size_t n = 0; n < count; ++n) set[n] = all(0.0f);
+        for (Lanes& sum : set) sum = all(0.0f);
       each_block(l, [&](size_t g, size_t units, size_t unit, size_t block) PARETOBIT_LAMBDA {
         const auto group = load_group<kFormat>(m, tile, g);
-        unpack_block<kFormat>(m.codes + tile * l.tile_bytes + unit * unit_vectors(kFormat) * kVector, units, table,
-                              planes);
-        const size_t quads = units * Unit<kFormat>::kQuads, column = unit * l.unit;
-        for (int set = 0; set < kAll; set += kSets) {
-          size_t n = 0;
-          const auto run = [&](auto together) PARETOBIT_LAMBDA {
-            constexpr int kCount = decltype(together)::value;
-            for (; n + kCount <= count; n += kCount)
-              add_tokens<kTop, kSets, kCount, kAll>(m, group, in, start + n, set, planes, quads, column, block,
-                                              acc[set] + n);
-          };
-          run(std::integral_constant<int, kTogether>());
-          run(std::integral_constant<int, 1>());
-        }
+        const uint8_t* codes = m.codes + tile * l.tile_bytes + unit * kBytes;
+        fetch_group_ahead<kFormat>(m, tile, g);
+        fetch_ahead(codes, units * kBytes);
+        if constexpr (!kFits<kFormat>) unpack_block<kFormat>(codes, units, table, planes);
+        const size_t quads = units * Unit<kFormat>::kQuads;
+        const Block b{codes,      units,      planes[0],    quads,         kAll,
+                      group.scale, group.zero, m.twice_zero, unit * l.unit, block};
+        if (!is_trellis(kFormat) && m.zero)
+          add_tile<kFormat, true>(b, l, in, start, count, acc[0]);
+        else
+          add_tile<kFormat, false>(b, l, in, start, count, acc[0]);
       });
       for (size_t n = 0; n < count; ++n)
         store_rows<kAll>(acc[0] + n, kTokens, l.rows - tile * l.tile, out + (start + n) * stride + tile * l.tile);

@@ -1,6 +1,7 @@
 // The operations that differ between instruction sets, in plain C++: what the others must equal bit for bit.
 // Included by dispatch.cpp inside an ISA's namespace and target region, after lanes.inl. An ISA header gives
 //   SumPart, no_sum_part()           a register's running int32 sums, as the hardware likes to keep them
+//   alike(top)                       one kTop for all that are computed alike
 //   Quad, load_quad(p)               four activations, as the hardware likes to repeat them
 //   add_dot<kTop>(sum, codes, quad)  sum[i] += Σ_k codes[4i + k] · quad[k]; codes ≤ kTop, |quad| ≤ 127
 //   spill<kTop>(sum, quads)          called after `quads` quads of every unit: makes room where sums are narrow
@@ -12,6 +13,8 @@
 //   pick(table, index)               for every byte of a register: entry `index` < 16 of the table in its 16 bytes
 //   previous<k>(before, v)           a register's dwords moved k places up; the first k are the last of `before`
 //   repeat<kBits>(p)                 each of 16 >> kBits floats so many times
+
+constexpr int alike(int) { return 255; }
 
 struct SumPart {
   int32_t lane[PARETOBIT_WIDTH];

@@ -11,6 +11,8 @@ PARETOBIT_INLINE Quad load_quad(const int8_t* from) {
   return Quad{vreinterpretq_s8_s32(vdupq_n_s32(four))};
 }
 
+constexpr int alike(int top) { return PARETOBIT_DOT == 2 || top > 127 ? 255 : 127; }
+
 #if PARETOBIT_DOT == 0
 constexpr int kSums = 2;  // a register for every two rows: their columns in pairs
 #else

@@ -8,15 +8,17 @@
 #define PARETOBIT_DPBUSD _mm256_dpbusd_avx_epi32
 #endif
 
+constexpr int alike(int) { return 255; }
+
 struct SumPart {
-  Wide lane;
+  Integers lane;  // as what comes out of it: GCC would keep a copy in another type
 };
 
-PARETOBIT_INLINE SumPart no_sum_part() { return SumPart{no_bits()}; }
+PARETOBIT_INLINE SumPart no_sum_part() { return SumPart{}; }
 
 template <int kTop>
 PARETOBIT_INLINE void add_dot(SumPart& sum, Octets codes, const Quad& quad) {
-  sum.lane = PARETOBIT_DPBUSD(sum.lane, (Wide)codes, quad.repeated);
+  sum.lane = (Integers)PARETOBIT_DPBUSD((Wide)sum.lane, (Wide)codes, quad.repeated);
 }
 
 template <int kTop>
@@ -24,5 +26,5 @@ PARETOBIT_INLINE void spill(SumPart&, int) {}
 
 template <int kTop>
 PARETOBIT_INLINE Integers total(const SumPart& sum, int32_t) {
-  return (Integers)sum.lane;
+  return sum.lane;
 }

@@ -7,6 +7,8 @@ struct Quad {
 
 PARETOBIT_INLINE Quad load_quad(const int8_t* from) { return Quad{wasm_v128_load32_splat(from)}; }
 
+constexpr int alike(int top) { return top > 127 ? 255 : 127; }
+
 struct SumPart {
   v128_t lane[2];  // a register for every two rows: their columns in pairs
 };

@@ -36,7 +36,7 @@ GRIDS = [
     "w2t4",
 ]
 SHAPES = [(32, 64), (33, 100), (70, 330), (1, 5), (193, 80)]
-TOKENS = (1, 2, 8, 11)
+TOKENS = (*range(1, 9), 17)  # each number that a kernel takes together, and one that is cut into unequal parts
 
 
 def random_tensor(scheme: str, shape: tuple[int, int], extreme: bool = False) -> QTensor:
