@@ -267,32 +267,39 @@ PARETOBIT_INLINE void add_tokens(const Block& b, const Layout& l, const Inputs& 
   }
 }
 
-// Of codes as they are unpacked. Past the last token the last one is computed again: kernels for every number of tokens
-// would be too large.
-template <Format kFormat, bool kStored, int kCount>
-PARETOBIT_INLINE void add_codes(const Block& b, const Layout& l, const Inputs& in, size_t token, Lanes* acc) {
+// Of codes as they are unpacked, kSets sets at a time from kFirst on. Past the last token the last one is computed again:
+// kernels for every number of tokens would be too large.
+template <Format kFormat, bool kStored, int kCount, int kSets, int kFirst = 0, class TableOf>
+PARETOBIT_INLINE void add_codes(const Block& b, const Layout& l, const Inputs& in, const TableOf& table, size_t token,
+                                Lanes* acc) {
   using Codes = Unit<kFormat>;
-  constexpr int kSets = tile_sets(kFormat);
+  constexpr int kAll = tile_sets(kFormat);
   size_t tokens[kCount];
   for (int n = 0; n < kCount; ++n) tokens[n] = std::min(token + size_t(n), in.count - 1);
   const auto of = [&](int n) PARETOBIT_LAMBDA { return tokens[n]; };
-  add_tokens<Codes::kTop, kSets, kStored, kCount>(b, l, in, acc, of, [&](auto&& visit) PARETOBIT_LAMBDA {
+  Block some = b;
+  some.scale += kFirst, some.zero += kFirst;
+  const auto each = [&](auto&& visit) PARETOBIT_LAMBDA {
     for (size_t u = 0; u < b.units; ++u) {
-      Codes unit(b.codes + u * unit_vectors(kFormat) * kVector);
-      each_quad<0, kSets>(unit, [&](int quad, const Bytes* set) PARETOBIT_LAMBDA {
-        visit(u * Codes::kQuads + size_t(quad), set);
+      auto unit = make_unit<kFormat>(b.codes + u * unit_vectors(kFormat) * kVector, table);
+      each_quad<0, kAll>(unit, [&](int quad, const Bytes* set) PARETOBIT_LAMBDA {
+        visit(u * Codes::kQuads + size_t(quad), set + kFirst);
       });
     }
-  });
+  };
+  add_tokens<Codes::kTop, kSets, kStored, kCount>(some, l, in, acc + kFirst * kTokens, of, each);
+  if constexpr (kFirst + kSets < kAll)
+    add_codes<kFormat, kStored, kCount, kSets, kFirst + kSets>(b, l, in, table, token, acc);
 }
 
 // Of unpacked codes: formats share it.
 template <int kTop, int kSets, bool kStored, int kCount>
 PARETOBIT_APART void add_planes(const Block& b, const Layout& l, const Inputs& in, size_t token, Lanes* acc) {
   const auto of = [&](int n) PARETOBIT_LAMBDA { return token + size_t(n); };
-  add_tokens<kTop, kSets, kStored, kCount>(b, l, in, acc, of, [&](auto&& visit) PARETOBIT_LAMBDA {
+  const auto each = [&](auto&& visit) PARETOBIT_LAMBDA {
     for (size_t q = 0; q < b.quads; ++q) visit(q, b.planes + q * b.sets);
-  });
+  };
+  add_tokens<kTop, kSets, kStored, kCount>(b, l, in, acc, of, each);
 }
 
 // Of kMost tokens at most.
@@ -303,31 +310,28 @@ PARETOBIT_INLINE void add_some(size_t count, const Block& b, const Layout& l, co
   if constexpr (kMost > 1) add_some<kTop, kSets, kStored, kMost - 1>(count, b, l, in, token, acc);
 }
 
-// Running sums that there are registers for.
-constexpr bool kManySums = PARETOBIT_WIDTH == 16 && sizeof(SumPart) == sizeof(Register);
-constexpr int kTogether = kManySums ? 8 : 4, kSetsTogether = PARETOBIT_WIDTH == 16 ? 2 : 1;
-
-// Whether there are registers beside them for what unpacking needs, for a tile's rows.
-template <Format kFormat>
-constexpr bool kFits = kManySums && tile_sets(kFormat) == kSetsTogether;
+// With more than sixteen registers sixteen sums fit in beside what unpacking needs.
+constexpr bool kFits = PARETOBIT_WIDTH == 16 && sizeof(SumPart) == sizeof(Register);
 
 // A block of a tile and tokens [start, start + count).
-template <Format kFormat, bool kStored>
-PARETOBIT_INLINE void add_tile(const Block& b, const Layout& l, const Inputs& in, size_t start, size_t count,
-                               Lanes* acc) {
-  constexpr int kAll = tile_sets(kFormat), kTop = alike(Unit<kFormat>::kTop);
-  if constexpr (kFits<kFormat>) {
-    constexpr int kFew = kTogether / 2;
+template <Format kFormat, bool kStored, class TableOf>
+PARETOBIT_INLINE void add_tile(const Block& b, const Layout& l, const Inputs& in, const TableOf& table, size_t start,
+                               size_t count, Lanes* acc) {
+  constexpr int kAll = tile_sets(kFormat);
+  if constexpr (kFits) {
     size_t n = 0;
-    for (; n + kFew < count; n += kTogether) add_codes<kFormat, kStored, kTogether>(b, l, in, start + n, acc + n);
-    if (n < count) add_codes<kFormat, kStored, kFew>(b, l, in, start + n, acc + n);
+    for (; n + 4 < count; n += 8) add_codes<kFormat, kStored, 8, 2>(b, l, in, table, start + n, acc + n);
+    if (is_trellis(kFormat) && n + 2 >= count && n < count)
+      add_codes<kFormat, kStored, 2, kAll>(b, l, in, table, start + n, acc + n);
+    else if (n < count)
+      add_codes<kFormat, kStored, 4, kAll>(b, l, in, table, start + n, acc + n);
   } else {
-    constexpr int kSets = kSetsTogether;
+    constexpr int kTop = alike(Unit<kFormat>::kTop), kSets = PARETOBIT_WIDTH == 16 ? 2 : 1, kMost = 4;
     Block some = b;
     for (int set = 0; set < kAll; set += kSets, some.planes += kSets, some.scale += kSets, some.zero += kSets) {
-      for (size_t n = 0, parts = (count + kTogether - 1) / kTogether, step; n < count; n += step, --parts) {
+      for (size_t n = 0, parts = (count + kMost - 1) / kMost, step; n < count; n += step, --parts) {
         step = (count - n) / parts;
-        add_some<kTop, kSets, kStored, kTogether>(step, some, l, in, start + n, acc + size_t(set) * kTokens + n);
+        add_some<kTop, kSets, kStored, kMost>(step, some, l, in, start + n, acc + size_t(set) * kTokens + n);
       }
     }
   }
@@ -351,14 +355,14 @@ void many_tokens(const Matrix& m, const Inputs& in, size_t first, size_t last, f
         const uint8_t* codes = m.codes + tile * l.tile_bytes + unit * kBytes;
         fetch_group_ahead<kFormat>(m, tile, g);
         fetch_ahead(codes, units * kBytes);
-        if constexpr (!kFits<kFormat>) unpack_block<kFormat>(codes, units, table, planes);
+        if constexpr (!kFits) unpack_block<kFormat>(codes, units, table, planes);
         const size_t quads = units * Unit<kFormat>::kQuads;
         const Block b{codes,      units,      planes[0],    quads,         kAll,
                       group.scale, group.zero, m.twice_zero, unit * l.unit, block};
         if (!is_trellis(kFormat) && m.zero)
-          add_tile<kFormat, true>(b, l, in, start, count, acc[0]);
+          add_tile<kFormat, true>(b, l, in, table, start, count, acc[0]);
         else
-          add_tile<kFormat, false>(b, l, in, start, count, acc[0]);
+          add_tile<kFormat, false>(b, l, in, table, start, count, acc[0]);
       });
       for (size_t n = 0; n < count; ++n)
         store_rows<kAll>(acc[0] + n, kTokens, l.rows - tile * l.tile, out + (start + n) * stride + tile * l.tile);
