@@ -339,6 +339,7 @@ PARETOBIT_INLINE void add_tile(const Block& b, const Layout& l, const Inputs& in
 
 template <Format kFormat>
 void many_tokens(const Matrix& m, const Inputs& in, size_t first, size_t last, float* out, size_t stride) {
+  static_assert(kTokens % 8 == 0, "sums past the last token, computed in vain");
   constexpr int kAll = tile_sets(kFormat);
   constexpr size_t kBytes = unit_vectors(kFormat) * kVector;
   const Layout& l = m.layout;
@@ -349,7 +350,7 @@ void many_tokens(const Matrix& m, const Inputs& in, size_t first, size_t last, f
     for (size_t start = 0; start < in.count; start += kTokens) {
       const size_t count = std::min(kTokens, in.count - start);
       for (auto& set : acc)
-        for (Lanes& sum : set) sum = all(0.0f);
+        for (size_t n = 0; n < (count + 7) / 8 * 8; ++n) set[n] = all(0.0f);
       each_block(l, [&](size_t g, size_t units, size_t unit, size_t block) PARETOBIT_LAMBDA {
         const auto group = load_group<kFormat>(m, tile, g);
         const uint8_t* codes = m.codes + tile * l.tile_bytes + unit * kBytes;
