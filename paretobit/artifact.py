@@ -16,7 +16,7 @@ from paretobit import native, packing
 from paretobit.arch import Arch, Tap, resolve
 from paretobit.checkpoint.base import Checkpoint
 from paretobit.errors import ParetobitError
-from paretobit.planfile import Plan, check_covers, read_plan, rotation, taps
+from paretobit.planfile import Plan, check_covers, read_plan, rotation, static, taps
 from paretobit.qtensor import QTensor
 from paretobit.rotation import Rotation
 from paretobit.scheme import FLOATS, Grid, Scheme, parse
@@ -30,6 +30,7 @@ TENSORS, PLAN, CONFIG = "model.safetensors", "plan.json", "config.json"
 RESULTS, DETAILS, CARD = "results.jsonl", "details.json", "README.md"
 NEEDED = (MANIFEST, TENSORS, PLAN, CONFIG)
 EXACT = parse("fp32")
+RANGE = ".range"  # behind a tap's name: the largest magnitude of a static activation
 
 
 class Artifact(Checkpoint):
@@ -82,6 +83,14 @@ class Artifact(Checkpoint):
                     )
                 expected.add(key)
             schemes[name] = scheme
+        for tap in static(self.plan, self.arch):
+            found = self.file.tensors.get(tap.name + RANGE)
+            if found is None or (found.dtype, found.shape) != ("F32", (1,)):
+                raise ParetobitError(
+                    f"{self.file.path}: {tap.name + RANGE} is not one number, and the plan calls for a static scale",
+                    hint="the file is damaged: quantize the model again",
+                )
+            expected.add(tap.name + RANGE)
         extra = sorted(set(self.file.tensors) - expected)
         if extra:
             raise ParetobitError(f"{self.file.path}: unknown tensor {extra[0]}", hint="quantize the model again")
@@ -129,6 +138,17 @@ class Artifact(Checkpoint):
     @cached_property
     def _tap_of(self) -> dict[str, Tap]:
         return {name: tap for tap in taps(self.arch) for name in tap.consumers}
+
+    @cached_property
+    def ranges(self) -> dict[str, float]:
+        """Tap name -> the largest magnitude that its activation has, for those with one scale for all tokens."""
+        found = {tap.name: float(self.file.read_float32(tap.name + RANGE)[0]) for tap in static(self.plan, self.arch)}
+        for name, value in found.items():
+            if not 0 <= value < math.inf:
+                raise ParetobitError(
+                    f"{self.file.path}: {name}{RANGE} is {value}", hint="the file is damaged: quantize the model again"
+                )
+        return found
 
     def nbytes(self, name: str) -> int:
         """Bytes that one tensor takes in the file, scales and zero points included."""

@@ -12,11 +12,12 @@ from paretobit.arch import Arch, Tap
 from paretobit.arch.spec import EMBED, HEAD
 from paretobit.errors import ParetobitError
 from paretobit.rotation import Rotation
-from paretobit.scheme import FLOATS, Grid, Scheme, parse, spell, wider
+from paretobit.scheme import FLOATS, STATIC, Grid, Scheme, parse, spell, wider
 from paretobit.work import parse_json
 
 PLAN_VERSION = 1
 ROTATE = "rotate"
+FOLDS = ("awq", "smoothquant")  # transforms that lie in norms and weights: whoever reads the model needs not know them
 MOST_TRANSFORMS, MOST_SEED, MOST_NAME = 1000, 2**63 - 1, 300
 
 
@@ -97,10 +98,12 @@ def uniform(
     embed: str | None,
     methods: tuple[str, str, str],
     params: Mapping[str, Mapping],
+    fold: str | None = None,
 ) -> Plan:
     """One scheme for every block matrix; embedding and head one step wider, or `embed`. params: by method name.
 
-    methods: what rounds the blocks, the embedding, and a head of its own, which has statistics like any matrix.
+    methods: what rounds the blocks, the embedding, and a head of its own, which has statistics like any matrix. fold:
+    one of FOLDS, carried out before.
     """
     method, embed_method, head_method = methods
     scheme = parse(to)
@@ -116,7 +119,8 @@ def uniform(
     rotates = any(layer.scheme.weight.kind == "trellis" for layer in layers.values())
     turned = [t.name for t in taps(arch) if rotates and any(_whole_rows(layers[c].scheme.weight) for c in t.consumers)]
     some = {} if len(turned) == len(taps(arch)) else {"taps": turned}
-    return Plan(model, layers, ({"method": ROTATE, "seed": 0, **some},) if turned else ())
+    made: list[Mapping[str, object]] = [{"method": fold, "params": dict(params.get(fold, {}))}] if fold else []
+    return Plan(model, layers, (*made, *([{"method": ROTATE, "seed": 0, **some}] if turned else ())))
 
 
 def _whole_rows(grid: Grid) -> bool:
@@ -130,6 +134,34 @@ def rotation(plan: Plan, tap: str, width: int) -> Rotation | None:
         if transform.get("method") == ROTATE and (named is None or tap in named):  # type: ignore[operator]
             return Rotation.of(width, seed, tap)  # type: ignore[arg-type]
     return None
+
+
+def folding(plan: Plan) -> tuple[str, Mapping[str, object]] | None:
+    """(method, params) of the plan's transform that lies in norms and weights, if there is one."""
+    found = ((str(t["method"]), t.get("params", {})) for t in plan.transforms if t["method"] in FOLDS)
+    return next(found, None)  # type: ignore[return-value]
+
+
+def activation(plan: Plan, tap: Tap) -> Grid | None:
+    """The grid that a tap's activation is rounded to before it is multiplied; nothing multiplies an embedding's rows.
+
+    Raises where its consumers disagree.
+    """
+    if tap.kind == "residual":
+        return None
+    grids = {name: plan.layers[name].scheme.activation for name in tap.consumers}
+    if len(set(grids.values())) > 1:
+        raise ParetobitError(
+            f"{', '.join(grids)} multiply one activation, which cannot be rounded in two ways",
+            hint="give them schemes with the same a8",
+        )
+    return next(iter(grids.values()))
+
+
+def static(plan: Plan, arch: Arch) -> list[Tap]:
+    """The taps whose activations have one scale for all tokens, `<tap>.range` / 127 in the file."""
+    found = ((tap, activation(plan, tap)) for tap in taps(arch))
+    return [tap for tap, grid in found if grid is not None and grid.kind == STATIC]
 
 
 def read_plan(text: str | bytes, source: str) -> Plan:
@@ -185,9 +217,12 @@ def _transforms(value: object, source: str) -> tuple[Mapping[str, object], ...]:
         raise _bad(source, "'transforms' is not a short list of objects")
     for number, transform in enumerate(value):
         what = f"transform {number}"
+        if transform.get("method") in FOLDS:
+            _check_fold(value[:number], transform, f"{source}: {what}")
+            continue
         if transform.get("method") != ROTATE:
             method = reprlib.repr(transform.get("method"))
-            raise ParetobitError(f"{source}: {what} is {method}", hint=f"the one there is: '{ROTATE}'")
+            raise ParetobitError(f"{source}: {what} is {method}", hint=f"choose from {', '.join((ROTATE, *FOLDS))}")
         extra = sorted(set(transform) - {"method", "seed", "taps"})
         if extra:
             raise _bad(source, f"{what} has an unknown '{extra[0][:100]}'")
@@ -197,6 +232,16 @@ def _transforms(value: object, source: str) -> tuple[Mapping[str, object], ...]:
         if taps is not None and not (isinstance(taps, list) and all(isinstance(tap, str) for tap in taps)):
             raise _bad(source, f"{what}: taps is no list of names")
     return tuple(value)
+
+
+def _check_fold(before: list, transform: Mapping[str, object], what: str) -> None:
+    """Raise unless a fold stands alone, with params that are plain values; its method knows what they mean."""
+    params = transform.get("params", {})
+    plain = isinstance(params, dict) and all(type(value) in (str, int, float, bool) for value in params.values())
+    if set(transform) - {"method", "params"} or not plain:
+        raise ParetobitError(f"{what}: not a method with its params", hint="take the plan.json of a packed model")
+    if any(other.get("method") in FOLDS for other in before):
+        raise ParetobitError(f"{what}: a second one of {', '.join(FOLDS)}", hint="name one of them, once")
 
 
 def _bad(source: str, what: str) -> ParetobitError:
@@ -238,8 +283,9 @@ def check_covers(plan: Plan, arch: Arch, source: str) -> None:
         what = "is missing from" if odd in wanted else "is unknown to the model but stands in"
         raise ParetobitError(f"{odd} {what} {source}", hint="use a plan made for this model")
     known, seen = {tap.name for tap in taps(arch)}, set[str]()
+    static(plan, arch)
     for transform in plan.transforms:
-        named = transform.get("taps")
+        named = [] if transform["method"] in FOLDS else transform.get("taps")
         for tap in known if named is None else named:  # type: ignore[attr-defined]
             if tap not in known:
                 raise ParetobitError(

@@ -1,4 +1,4 @@
-"""Grids, schemes and their grammar: `w3g64`, `w2`, `w1.58`, `w8a8`, `bf16`.
+"""Grids, schemes and their grammar: `w3g64`, `w2`, `w1.58`, `w8a8`, `w8g32a8g32`, `bf16`.
 
 A `Grid` says which values a weight may take; a `Scheme` pairs a weight grid with an optional activation
 grid. Both are plain facts: no method, no code path hangs on them.
@@ -17,7 +17,7 @@ FLOATS = ("bf16", "fp16", "fp32")
 LEVEL_ZERO = 63.5  # where a trellis's levels 0 … 127 have their zero
 SPELLING = re.compile(
     r"w(?P<bits>1\.58|[1-9][0-9]?)(?:t(?P<trellis>[48])?(?P<is_trellis>))?"
-    r"(?:g(?P<group>[1-9][0-9]{0,7}))?(?P<zero>[sz])?(?P<act>a8)?"
+    r"(?:g(?P<group>[1-9][0-9]{0,7}))?(?P<zero>[sz])?(?P<act>a8(?:s|g(?P<act_group>[1-9][0-9]{0,7}))?)?"
 )
 
 
@@ -25,10 +25,11 @@ SPELLING = re.compile(
 class Grid:
     """The values a weight may take: `scale * (code - zero)` for affine grids.
 
-    kind:   "affine", "lut", "trellis" or "float" (stored as it is: bf16, fp16, fp32)
+    kind:   "affine", "lut", "trellis" or "float" (stored as it is: bf16, fp16, fp32); of activations "affine", whose
+            scales are each token's own, or "static": one scale for all tokens, known from calibration
     bits:   nominal bits a code (1.58 for three levels)
     levels: number of codes; 8 bits have 255, so that code - zero stays in [-127, 127]
-    group:  columns that share a scale; None = the whole row. The last group of a row may be ragged.
+    group:  columns that share a scale; None = the whole row (of activations: a token's). The last may be ragged.
     zero:   "mid" ((levels - 1) / 2), "twos" (2^(bits-1)) or "stored" (an integer code per group)
     """
 
@@ -61,7 +62,7 @@ class Scheme:
         return spell(self)
 
 
-INT8_ACTIVATION = Grid("affine", 8, 255, None, "mid")
+STATIC = "static"
 
 
 def parse(text: str) -> Scheme:
@@ -72,7 +73,7 @@ def parse(text: str) -> Scheme:
     if match is None:
         raise ParetobitError(
             f"'{text}' is not a scheme",
-            hint="write w<bits>[g<group>][s|z][a8], for example w3g64, w4g128, w8 or bf16",
+            hint="write w<bits>[g<group>][s|z][a8[s|g<group>]], for example w3g64, w8, w8a8 or bf16",
         )
     bits: float = float(match["bits"]) if "." in match["bits"] else int(match["bits"])
     if bits not in LEVELS:
@@ -80,7 +81,7 @@ def parse(text: str) -> Scheme:
     group = int(match["group"]) if match["group"] else None
     if group is not None and group < 16:
         raise ParetobitError(f"'{text}': groups start at 16 columns", hint=f"w{match['bits']}g16 is the finest")
-    activation = INT8_ACTIVATION if match["act"] else None
+    activation = _activation(text, match)
     if match["is_trellis"] is not None:
         return Scheme(_trellis(text, bits, match), activation)
     if match["zero"] == "z" and (bits == 8 or bits < 2):
@@ -89,6 +90,16 @@ def parse(text: str) -> Scheme:
         )
     zero = "stored" if _stored_zero(bits, group, match["zero"]) else symmetric_zero(bits)
     return Scheme(Grid("affine", bits, LEVELS[bits], group, zero), activation)
+
+
+def _activation(text: str, match: re.Match) -> Grid | None:
+    """`a8`: a scale a token; `a8g32`: for every 32 channels of a token; `a8s`: one for all, from calibration."""
+    if match["act"] is None:
+        return None
+    group = int(match["act_group"]) if match["act_group"] else None
+    if group is not None and group < 16:
+        raise ParetobitError(f"'{text}': groups start at 16 channels", hint="a8g16 is the finest")
+    return Grid(STATIC if match["act"] == "a8s" else "affine", 8, LEVELS[8], group, "mid")
 
 
 def _trellis(text: str, bits: float, match: re.Match) -> Grid:
@@ -116,7 +127,7 @@ def spell(scheme: Scheme) -> str:
     grid = scheme.weight
     if grid.kind in FLOATS:
         return grid.kind
-    act = "a8" if scheme.activation else ""
+    act = "" if scheme.activation is None else _spell_activation(scheme.activation)
     if grid.kind == "trellis":
         return f"w{grid.bits:g}t{'' if grid.levels == 256 else 4}{act}"
     group = "" if grid.group is None else f"g{grid.group}"
@@ -125,9 +136,13 @@ def spell(scheme: Scheme) -> str:
     return f"w{grid.bits:g}{group}{letter}{act}"
 
 
+def _spell_activation(grid: Grid) -> str:
+    return "a8s" if grid.kind == STATIC else "a8" if grid.group is None else f"a8g{grid.group}"
+
+
 def wider(scheme: Scheme) -> Scheme:
     """The default for embedding and head: the same family, one step wider, at most 8 bits; above the widest trellis
-    comes a scale for the whole row, which in the trellis's basis suits as well."""
+    comes a scale for the whole row, which in the trellis's basis suits as well. The head's activations stay floats."""
     grid = scheme.weight
     if grid.kind in FLOATS:
         return scheme

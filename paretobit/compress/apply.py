@@ -18,20 +18,20 @@ from torch import Tensor
 
 from paretobit.arch import Tap
 from paretobit.arch.spec import EMBED, FINAL_NORM, HEAD
-from paretobit.artifact import float_arrays, load_stored, stored
+from paretobit.artifact import RANGE, float_arrays, load_stored, stored
 from paretobit.checkpoint.base import Checkpoint
-from paretobit.compress import calibrate, estimate, guide, methods, recover
+from paretobit.compress import calibrate, estimate, fold, guide, methods, recover
 from paretobit.compress.basis import Basis, basis_of, restored
 from paretobit.compress.model import Decoder
 from paretobit.compress.recover import Recipe
-from paretobit.compress.stats import BESIDE, GUIDE, TapStats
+from paretobit.compress.stats import ABSMAX, BESIDE, GUIDE, TapStats
 from paretobit.compress.statsfile import StatsFolder
 from paretobit.compress.world import World, fast_in_half
 from paretobit.errors import ParetobitError
-from paretobit.planfile import Layer, Plan, is_embedding
+from paretobit.planfile import Layer, Plan, activation, folding, is_embedding
 from paretobit.progress import progress, say
 from paretobit.qtensor import QTensor
-from paretobit.scheme import FLOATS
+from paretobit.scheme import FLOATS, STATIC
 from paretobit.tensorfile import SafetensorsFile, write_arrays
 from paretobit.trellis import RING
 from paretobit.work import Work
@@ -70,7 +70,17 @@ class Job:
         """Statistics that the plan's methods read for these tensors; of two models where inputs are sequential."""
         layers = [self.plan.layers[name] for name in names if name in self.plan.layers]
         found = frozenset().union(*(methods.needs(layer.method, layer.params) for layer in layers if quantized(layer)))
+        found |= {ABSMAX} if any(map(is_static, layers)) else set()
         return found - (set() if self.sequential else BESIDE) - (set() if self.stats is None else {GUIDE})
+
+    @property
+    def reads(self) -> bool:
+        """Whether anything reads calibration text."""
+        return bool(self.needs(self.plan.layers)) or bool(self.recover) or folding(self.plan) is not None
+
+
+def is_static(layer: Layer) -> bool:
+    return layer.scheme.activation is not None and layer.scheme.activation.kind == STATIC
 
 
 def quantized(layer: Layer) -> bool:
@@ -107,6 +117,8 @@ class Part:
 
 def run(job: Job, work: Work) -> list[Path]:
     """Do what is not done yet; returns the units in file order. Raises ParetobitError on bad weights or a full disk."""
+    source, stats = fold.folded(job.source, job.plan, job.windows, job.stats, work, job.device, job.world)
+    job = replace(job, source=source, stats=stats)
     (made,) = round_all([Part(job, work)])
     if job.recovers:
         assert job.windows is not None
@@ -211,7 +223,7 @@ def _tap(
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """What the file holds for a tap's consumers. Where inputs are sequential, `weights` become the rounded ones."""
     arch = job.source.arch
-    packed: dict[str, np.ndarray] = {}
+    packed = _range(job.plan, tap, stats)
     owner = arch.taps(layer).index(tap) % job.world.size
     for names in _alike(job.plan, tap.consumers, arch.block_shapes(layer)):
         # Rows do not interact: consumers with one plan are one matrix, and its column loop runs once.
@@ -229,6 +241,15 @@ def _tap(
             if job.sequential and isinstance(rounded, QTensor):
                 weights[name] = restored(rounded.rows(part), basis, stack.device)
     return packed
+
+
+def _range(plan: Plan, tap: Tap, stats: TapStats | None) -> dict[str, np.ndarray]:
+    """The array that holds the range of a tap's activation, where it has one scale for all tokens."""
+    grid = activation(plan, tap)
+    if grid is None or grid.kind != STATIC:
+        return {}
+    assert stats is not None and stats.absmax is not None
+    return {tap.name + RANGE: stats.absmax.max().float().cpu().numpy()[None]}
 
 
 def _rounded(job: Job, layer: int, unit: Path, weights: Iterable[str]) -> dict[str, Tensor]:
@@ -262,6 +283,8 @@ def _ends(parts: Sequence[Part], decoder: Decoder, walk: calibrate.Walk | None) 
                 return w if basis is None else basis.forward(w)
 
             layer = part.job.plan.layers[name]
+            if name in arch.head_tap.consumers:
+                arrays.update(_range(part.job.plan, arch.head_tap, mine))
             arrays.update(_arrays(name, round_rows(part.job, layer, rows, source.shape(name), mine, 0)))
     for part, arrays in zip(parts, packed, strict=True):
         _write(part.job, part.ends, arrays)

@@ -41,7 +41,7 @@ class Basis:
 
     def stats(self, stats: TapStats) -> TapStats:
         """The statistics of R x, as far as they follow from those of x, which gives its matrices up."""
-        turned = dataclasses.replace(stats, absmax=None, absmean=None, factors={})
+        turned = dataclasses.replace(stats, absmax=None, absmean=None, sample=None, factors={})
         stats.hessian = stats.cross = stats.lag = None  # wide ones are the most that is held at any time
         if turned.hessian is not None:
             turned.hessian = self.forward(self.forward(turned.hessian).T)

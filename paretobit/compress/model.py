@@ -22,6 +22,7 @@ from paretobit.errors import ParetobitError
 
 Cache = tuple[Tensor, Tensor]  # keys and values of one layer, each (b, kv_heads, capacity, head_dim)
 Watch = Callable[[str, Tensor], Tensor]  # a matrix's name and its outputs; returns what goes on
+Rounded = Callable[[str, Tensor], Tensor]  # a tap's name and its activation; returns what is multiplied
 Steps = Generator[tuple[str, Tensor, Tensor], None, Tensor]
 
 HEAD_ROWS = 4096  # vocabulary entries at a time: what the head holds of its weights when it streams them
@@ -51,14 +52,18 @@ class Decoder:
 
     keep=True reads each tensor once and holds it, as float32, on `device`. keep=False reads a block's tensors
     at every use, the rows of the embedding that occur, and the head in pieces. Both compute the same bits.
+    rounded: what becomes of a tap's activation before it is multiplied; None: nothing.
     """
 
-    def __init__(self, source: Source, device: str | torch.device = "cpu", keep: bool = True) -> None:
+    def __init__(
+        self, source: Source, device: str | torch.device = "cpu", keep: bool = True, rounded: Rounded | None = None
+    ) -> None:
         self.arch = arch = source.arch
         self.device = torch.device(device)
         self._source = source
         self._kept: dict[str, Tensor] | None = {} if keep else None
         self._watch: Watch | None = None
+        self._rounded: Rounded = rounded or (lambda tap, x: x)
         self._names = [tuple(arch.block_shapes(layer)) for layer in range(arch.layers)]
         self._taps = [arch.taps(layer) for layer in range(arch.layers)]
         self._activation = ACTIVATIONS[arch.activation]
@@ -127,19 +132,19 @@ class Decoder:
         arch, at = self.arch, self.arch.prefix(layer)
         attn_in, o_in, mlp_in, down_in = self._taps[layer]
 
-        y = self.normed(x, weights[attn_in.producer])
+        y = self._rounded(attn_in.name, self.normed(x, weights[attn_in.producer]))
         yield attn_in.name, y, x
-        y = self._attention(layer, weights, y, cache, start)
+        y = self._rounded(o_in.name, self._attention(layer, weights, y, cache, start))
         yield o_in.name, y, x
         y = self._linear(weights, f"{at}self_attn.o_proj", y)
         if arch.post_norms:
             y = self.normed(y, weights[f"{at}post_attention_layernorm.weight"])
         x = x + y
 
-        y = self.normed(x, weights[mlp_in.producer])
+        y = self._rounded(mlp_in.name, self.normed(x, weights[mlp_in.producer]))
         yield mlp_in.name, y, x
         gate, up = (self._linear(weights, f"{at}mlp.{part}_proj", y) for part in ("gate", "up"))
-        y = self._activation(gate) * up
+        y = self._rounded(down_in.name, self._activation(gate) * up)
         del gate, up  # what is alive while paused counts once per batch of the calibration set
         yield down_in.name, y, x
         y = self._linear(weights, f"{at}mlp.down_proj", y)
@@ -153,7 +158,7 @@ class Decoder:
 
     def head(self, x: Tensor) -> Tensor:  # (…, hidden) -> (…, vocab)
         """Logits of the last block's output."""
-        return self.multiplied_by_head(self.head_input(x))
+        return self.multiplied_by_head(self._rounded(self.arch.head_tap.name, self.head_input(x)))
 
     def multiplied_by_head(self, x: Tensor) -> Tensor:  # (…, hidden) -> (…, vocab)
         """Logits of what stands behind the final norm, a piece of the vocabulary at a time."""

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 HESSIAN, CROSS, LAG, ABSMAX, ABSMEAN = "hessian", "cross", "lag", "absmax", "absmean"
+SAMPLE = "sample"  # not a sum: some of the activations themselves
+SAMPLED = 64  # of a batch's tokens
 GUIDE = "guide"  # not a sum: tokens weighted in the others, and `row_weight` (compress/guide.py)
 MERGEABLE = (HESSIAN, ABSMAX, ABSMEAN)
 BESIDE = frozenset({CROSS, LAG})  # what takes the full-precision model, run beside the rounded one
@@ -24,6 +26,7 @@ class TapStats:
     cross:   (width, width) sum of (x_full - x) xᵀ, where x_full is what the full-precision model has at this tap
     lag:     (hidden, width) sum of (s_full - s) xᵀ, where s is the residual stream that the outputs are added to; None
              at taps whose outputs go elsewhere
+    sample: (tokens, width) some of the activations, evenly taken
     row_weight: (out,) importance of the consumers' rows to the end loss, or None for all alike
     stream: channels of the residual stream, 0 where nobody said
     factors: scratch for methods that factor the Hessian, shared by all consumers of the tap
@@ -36,6 +39,7 @@ class TapStats:
     hessian: Tensor | None = None
     cross: Tensor | None = None
     lag: Tensor | None = None
+    sample: Tensor | None = None
     paired: int = 0
     row_weight: Tensor | None = None
     stream: int = 0
@@ -49,6 +53,7 @@ class TapStats:
             name: torch.zeros(shape, device=device) if name in needs else None
             for name, shape in ((ABSMAX, line), (ABSMEAN, line), (HESSIAN, square), (CROSS, square), (LAG, wide))
         }
+        made[SAMPLE] = torch.zeros((0, width), device=device) if SAMPLE in needs else None
         return cls(width, 0, **made, stream=stream)
 
     def add(
@@ -73,6 +78,8 @@ class TapStats:
         if self.lag is not None and behind is not None:
             behind = behind.reshape(x.shape[0], -1)
             self.lag.addmm_((behind if root is None else behind * root).T, y)
+        if self.sample is not None:
+            self.sample = torch.cat([self.sample, x[:: max(1, len(x) // SAMPLED)]])
         if self.absmax is not None:
             torch.maximum(self.absmax, x.abs().amax(0), out=self.absmax)
         if self.absmean is not None:

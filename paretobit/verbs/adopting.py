@@ -24,9 +24,8 @@ GIVEN = "given"  # the method of a tensor whose codes came with the model
 WHY = "the checkpoint has no codes for it"
 
 
-OPTIONS = (
-    "--method, --embed, --metric, --check, --calib, --tokens, --seed, --set, --inputs, --stats, --shard, --recover"
-)
+OPTIONS = "--method, --embed, --transform, --metric, --check, --calib, --tokens, --seed, --set, --inputs, --stats"
+OPTIONS += ", --shard, --recover"
 
 
 def adoptable(source: Checkpoint) -> TypeGuard[HfCheckpoint]:

@@ -173,12 +173,15 @@ def open_logits(name: str, device: str | None = None) -> tuple[Logits, Tokenizer
 
 
 def open_decoder(source: Checkpoint, device: str | None) -> tuple[Logits, Tokenizer]:
-    """The torch decoder's logits, weights kept in memory where they fit into half of what is free."""
+    """The torch decoder's logits, weights kept in memory where they fit into half of what is free. Activations are
+    rounded as a packed model's schemes say."""
+    from paretobit.compress.activations import rounding
     from paretobit.compress.model import Decoder
     from paretobit.compress.world import pick_device
     from paretobit.runtime.tokenizer import Tokenizer
 
-    return Decoder(source, device=pick_device(device), keep=fits(source)).logits, Tokenizer(source.companions)
+    decoder = Decoder(source, pick_device(device), fits(source), rounding(source))
+    return decoder.logits, Tokenizer(source.companions)
 
 
 def fits(source: Checkpoint) -> bool:

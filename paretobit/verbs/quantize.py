@@ -9,19 +9,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from paretobit.checkpoint import open_model
 from paretobit.errors import ParetobitError
 from paretobit.planfile import FULL, INPUTS, SELF, SEQUENTIAL, STATS, Settings
 from paretobit.progress import say
-from paretobit.scheme import FLOATS
 from paretobit.verbs.adopting import adopt, adoptable
+from paretobit.verbs.deciding import HOW, decide, unasked
 from paretobit.verbs.needs import torch_or_hint
 from paretobit.verbs.verb import Option, Verb
 
 if TYPE_CHECKING:
-    from paretobit.checkpoint.base import Checkpoint
     from paretobit.compress.apply import Job
     from paretobit.planfile import Plan
-    from paretobit.scheme import Grid
 
 
 SCHEMES = "w1t,w2t,w3t,w4t,w5,w6,w8"
@@ -49,6 +48,7 @@ def quantize(
     to: Annotated[str | None, Option("Scheme of the blocks' matrices: w2t, w3t, w3g64, w8 …")] = None,
     method: Annotated[str | None, Option("Rounding method (default: gptq, for w2t … trellis; rtn: no data).")] = None,
     embed: Annotated[str | None, Option("Scheme of embedding and head (default: one step wider).")] = None,
+    transform: Annotated[str | None, Option("Before rounding: awq, or smoothquant (8-bit activations: w8a8).")] = None,
     plan: Annotated[str | None, Option("Replay a plan (JSON) instead of --to.")] = None,
     fit: Annotated[tuple[str, ...], Option("What you can afford: 60MB, 87% (less than 16 bits), 2.5bpw, 12ms.")] = (),
     keep: Annotated[str | None, Option("Or what must be left, as small as can be: 95% (see --metric).")] = None,
@@ -72,12 +72,10 @@ def quantize(
     The codes of a GPTQ, AWQ, compressed-tensors or ParetoQ model stay, unless a scheme is asked for.
     Interrupted, the same call goes on from the last finished block. Raises ParetobitError on bad input.
     """
-    from paretobit.checkpoint import open_model
-
     source = open_model(model)
     if adoptable(source) and not (to or plan or fit or keep):
-        how = method, embed, metric, check, calib, tokens, seed, set, inputs, stats, shard, recover
-        return adopt(source, Path(out), overwrite, how)
+        said = method, embed, transform, metric, check, calib, tokens, seed, set, inputs, stats, shard, recover
+        return adopt(source, Path(out), overwrite, said)
     torch_or_hint("quantize")
     from paretobit.compress.apply import Job
     from paretobit.compress.world import join, pick_device
@@ -86,15 +84,16 @@ def quantize(
 
     options, world, used = parse_set(set), join(), pick_device(device)
     check_together(inputs, stats, shard, recover)
-    wish, decides = Wish(fit, keep, metric, check, schemes, free), {"--to": to, "--plan": plan, "--method": method}
-    check_wish(wish, decides | {"--embed": embed, "--set": options, "--stats": stats, "--shard": shard}, world.size)
-    decided = None if wish else decide(source, to, method, embed, plan, options)
+    wish, how = Wish(fit, keep, metric, check, schemes, free), (method, embed, transform)
+    others: dict[str, object] = {"--to": to, "--plan": plan, "--set": options, "--stats": stats, "--shard": shard}
+    check_wish(wish, {**dict(zip(HOW, how, strict=True)), **others}, world.size)
+    decided = None if wish else decide(source, to, how, plan, options)
     settings = settled(decided.settings if decided else None, calib, tokens, seed, inputs, recover, stats)
     text = calib or SELF, settings.tokens, settings.seed
 
     def job_of(plan: Plan) -> Job:
-        sequential, plan = settings.inputs == SEQUENTIAL, replace(plan, settings=settings)
-        return Job(source, plan, None, sequential, None, settings.recover, device=used, world=world)
+        plan = replace(plan, settings=settings)
+        return Job(source, plan, None, settings.inputs == SEQUENTIAL, None, settings.recover, device=used, world=world)
 
     if decided is None:
         return granted(source, wish, job_of, text, Path(out), overwrite)
@@ -155,117 +154,6 @@ def parse_set(pairs: tuple[str, ...] | Mapping[str, object]) -> dict[str, dict[s
     return found
 
 
-def decide(
-    source: Checkpoint, to: str | None, method: str | None, embed: str | None, plan: str | None, options: dict
-) -> Plan:
-    """The plan that the options ask for, checked against the model and the methods."""
-    from paretobit.compress import methods
-
-    for name in options:
-        methods.make_params(name, options[name])
-    if plan is not None and (method or embed or options):
-        raise ParetobitError("--plan already decides method, embed and set", hint="drop them, or edit the plan")
-    decided = asked(source, to, method, embed, plan, options)
-    check_feasible(decided, options, source.arch.tied)
-    return decided
-
-
-def asked(
-    source: Checkpoint, to: str | None, method: str | None, embed: str | None, plan: str | None, options: dict
-) -> Plan:
-    """The plan that the options ask for, as far as it covers the model; nothing is known of its methods yet."""
-    from paretobit.compress import methods
-    from paretobit.planfile import check_covers, read_plan, uniform
-    from paretobit.scheme import parse, wider
-
-    if (to is None) == (plan is None):
-        raise ParetobitError("say one of --to, --fit, --keep and --plan", hint="for example --to w3t, or --fit 60MB")
-    if to is None:
-        assert plan is not None
-        decided = read_plan(Path(plan).read_text(errors="replace"), plan) if Path(plan).is_file() else _no_file(plan)
-        if decided.model != source.hash:
-            raise ParetobitError(
-                f"{plan} was made for another model than {source.name}", hint="make a plan for this one"
-            )
-        check_covers(decided, source.arch, plan)
-        return decided
-    scheme = parse(to)
-    ends = parse(embed) if embed else wider(scheme)
-    block = method or methods.default(scheme.weight)
-    head = (embed and method) or _suited(ends.weight, method)
-    lookup = methods.for_lookup(head, options.get(head, {}), source.arch.tied)
-    return uniform(source.arch, source.hash, to, embed, (block, lookup, head), options)
-
-
-def _suited(grid: Grid, method: str | None) -> str:
-    """`method` where it rounds onto the grid, else the grid's own: for grids that nobody asked for by name."""
-    from paretobit.compress import methods
-
-    return method if method is not None and _rounds_onto(method, grid) else methods.default(grid)
-
-
-def _rounds_onto(method: str, grid: Grid) -> bool:
-    from paretobit.compress import methods
-
-    return grid.kind in (*FLOATS, *methods.grids(method))
-
-
-def check_feasible(plan: Plan, options: Mapping[str, object], tied: bool) -> None:
-    """Raise before the work on what would be ignored or cannot be made: nothing asked for is dropped in silence."""
-    from paretobit.arch.spec import EMBED
-    from paretobit.compress import methods
-
-    used = {layer.method for layer in plan.layers.values()}
-    for name in options:
-        if name not in used:
-            raise ParetobitError(
-                f"--set {name}: no tensor is rounded by {name}", hint=f"methods in use: {', '.join(sorted(used))}"
-            )
-    if plan.kv:
-        raise ParetobitError("the plan has kv, which cannot be applied yet", hint="take it out of the plan")
-    for name, layer in plan.layers.items():
-        if layer.method in methods.names("train"):
-            raise ParetobitError(f"{name} is trained by {layer.method}", hint="replay it with paretobit train --plan")
-        methods.make_params(layer.method, layer.params)
-        if layer.scheme.activation:
-            raise ParetobitError(f"{layer.scheme} cannot be made yet", hint="leave the a8 out")
-        grid = layer.scheme.weight
-        if not _rounds_onto(layer.method, grid):
-            raise ParetobitError(
-                f"{layer.method} cannot round onto {layer.scheme}",
-                hint=f"use {methods.default(grid)}, or leave --method out",
-            )
-        lookup = methods.for_lookup(layer.method, layer.params, tied)
-        if name == EMBED and grid.kind not in FLOATS and layer.method != lookup:
-            raise ParetobitError(
-                f"{layer.method} rounds by what is multiplied, and {name}, which is not the head, is only looked up",
-                hint=f"round it by {lookup}",
-            )
-
-
-def _no_file(path: str) -> Any:
-    raise ParetobitError(f"{path}: no such file", hint="check the path")
-
-
-def unasked(plan: Plan, to: str | None, method: str | None, embed: str | None) -> list[dict[str, str]]:
-    """What is stored otherwise than `to` and `method` say, and why. Empty for a replayed plan: it asks by name."""
-    from paretobit.planfile import is_embedding
-    from paretobit.scheme import parse
-
-    found: list[dict[str, str]] = []
-    if to is None:
-        return found
-    for name, layer in plan.layers.items():
-        if embed is None and layer.scheme != parse(to) and is_embedding(name):
-            why = "embedding and head are one step wider by default; --embed sets them"
-            found.append({"name": name, "asked": str(parse(to)), "stored": str(layer.scheme), "why": why})
-        suited = _suited(layer.scheme.weight, method)
-        if layer.method != suited:
-            why = "no statistics of a lookup to round by"
-            found.append({"name": name, "asked": suited, "stored": layer.method, "why": why})
-    return found
-
-
 def warn_of_ruin(plan: Plan) -> None:
     """Say so before the work when the grid is known to destroy ordinary models."""
     layers = plan.layers.values()
@@ -317,7 +205,7 @@ def prepare_calibration(job: Job, calib: str, tokens: int, seed: int, stats: str
         raise ParetobitError("--recover needs text, and --stats holds none", hint="leave one of the two out")
     if job.stats is not None and any(layer.params.get("guided") for layer in job.plan.layers.values()):
         raise ParetobitError("guided rounding needs text, and --stats holds none", hint="leave one of the two out")
-    if not job.needs(job.plan.layers) and not job.recover:
+    if not job.reads:
         # Nothing reads text: no setting of it makes another result.
         job.plan = replace(job.plan, settings=Settings(inputs=job.plan.settings.inputs, recover=job.recover))
         return {"source": "none"}

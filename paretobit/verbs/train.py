@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 from paretobit.errors import ParetobitError
 from paretobit.planfile import SELF, Plan, Settings
 from paretobit.progress import say
-from paretobit.verbs.quantize import Fit, asked, parse_set, show
+from paretobit.verbs.deciding import asked
+from paretobit.verbs.quantize import Fit, parse_set, show
 from paretobit.verbs.verb import Option, Verb
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ def trained_plan(source: Checkpoint, to: str | None, plan: str | None, embed: st
     """The plan that the options ask for, its matrices trained. Raises on a grid that cannot be, naming a tensor."""
     from paretobit.compress import methods
     from paretobit.compress.trainable import trained
+    from paretobit.planfile import folding, static
 
     for name in options:
         methods.make_params(name, options[name], "train")
@@ -117,7 +119,13 @@ def trained_plan(source: Checkpoint, to: str | None, plan: str | None, embed: st
         raise ParetobitError("say one of --to and --plan", hint="for example --to w2")
     if plan is not None and (embed or options):
         raise ParetobitError("--plan already decides embed and set", hint="drop them, or edit the plan")
-    decided = trained(asked(source, to, None, embed, plan, {}), options)
+    wanted = asked(source, to, (None, embed, None), plan, {})
+    if folding(wanted) or static(wanted, source.arch):
+        raise ParetobitError(
+            f"{plan or to} has factors or static activations, and training moves what they were measured on",
+            hint="train without them",
+        )
+    decided = trained(wanted, options)
     used = {layer.method for layer in decided.layers.values()}
     if unused := [name for name in options if name not in used]:
         raise ParetobitError(

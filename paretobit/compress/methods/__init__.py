@@ -2,7 +2,8 @@
 
 A method file holds `KIND` ("round", "transform" or "train"), a `Params` dataclass and `run`; `GRIDS` where it rounds
 onto other kinds of grid than affine ones. A rounding method may add `needs(params)`, the names of the tap statistics it
-reads (see compress/stats.py); without it, it reads none. A training method has no `run` but what the Learner
+reads (see compress/stats.py); without it, it reads none. A transform's `run(site, stats, params)` gives the factors of
+a tap's channels (see compress/fold.py), and what to say of them. A training method has no `run` but what the Learner
 (compress/learner.py) computes with: `trains`, `begin`, `hold`, `fake` and `pack`.
 """
 
