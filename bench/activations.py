@@ -7,7 +7,8 @@ MODEL: demo:smollm2 and demo:gemma3 by default. KL is to the original, in nats, 
 512 tokens; the head's activations stay floats. Beside ours stands llama.cpp's Q8_0: its weights as its own rounding
 makes them (the gguf package's), embedding included, times activations rounded in blocks of 32 as its kernels do, by
 the code that rounds ours; once with the head's activations rounded too, as it does, and once without, which is what
-ours are held against. All weights of "activations" are rounded to nearest.
+ours are held against. All weights of "activations" are rounded to nearest. Packed models that --keep holds already
+are taken as they are.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from paretobit.scheme import parse
 from paretobit.verbs.evaluate import open_decoder
 
 MODELS = ("demo:smollm2", "demo:gemma3")
-STATIC, TOKEN, BLOCK = SCHEMES = ("w8a8s", "w8a8", "w8g32a8g32")
-SMOOTH, AWQ = "smoothquant", "awq"
+STATIC, TOKEN, GROUPED, BLOCK = SCHEMES = ("w8a8s", "w8a8", "w8g32a8", "w8g32a8g32")
+SMOOTH, AWQ, TURN = ("smoothquant",), ("awq",), ("rotate",)
 Q8_0 = "Q8_0 (blocks of 32)"
 PARTS = ("activations", "weights")
 HEAD = "head_in"
@@ -88,15 +89,15 @@ class Bench:
         print(f"{self.given.tokens} tokens; {hardware.isa()}\n")
         print("| scheme | method | transform | MB | KL | perplexity | same top-1 | seconds |\n" + "|---" * 8 + "|")
 
-    def packed(self, scheme: str, method: str, transform: str | None) -> Comparison:
+    def packed(self, scheme: str, method: str, transform: tuple[str, ...] = ()) -> Comparison:
         """Quantize and measure; prints the row."""
-        out = self.folder / "-".join(filter(None, (self.source.name, scheme, method, transform)))
+        out = self.folder / "-".join((self.source.name, scheme, method, *transform))
         fit = quantize(
             self.name, to=scheme, method=method, transform=transform, out=str(out), calib=self.given.calib,
             tokens=self.given.tokens,
         )  # fmt: skip
         found = self.measured(open_decoder(Artifact(out), None)[0])
-        self.show((scheme, method, transform or "", f"{fit.size_bytes / 1e6:.1f}"), found, fit.seconds)
+        self.show((scheme, method, " + ".join(transform), f"{fit.size_bytes / 1e6:.1f}"), found, fit.seconds)
         return found
 
     def measured(self, logits: Logits) -> Comparison:
@@ -121,11 +122,13 @@ def kl(found: Comparison) -> float:
 
 
 def activation_lines(bench: Bench) -> Iterator[Line]:
-    """W8A8 at three granularities, plain and smoothed, beside Q8_0."""
+    """W8A8 at three granularities, plain and smoothed, beside Q8_0; a scale a token also with rotated taps."""
     plain, smooth = {}, {}
     for scheme in SCHEMES:
-        plain[scheme] = bench.packed(scheme, "rtn", None)
+        plain[scheme] = bench.packed(scheme, "rtn")
         smooth[scheme] = bench.packed(scheme, "rtn", SMOOTH)
+    turned = bench.packed(TOKEN, "rtn", TURN)
+    both = bench.packed(TOKEN, "rtn", SMOOTH + TURN)
     theirs = {}
     for head in (True, False):
         started = time.monotonic()
@@ -136,13 +139,15 @@ def activation_lines(bench: Bench) -> Iterator[Line]:
     for scheme in SCHEMES:
         yield bench.at_most(f"{scheme} smoothed ÷ plain", smooth[scheme], plain[scheme], 0.8)
     yield bench.at_most(f"{BLOCK} smoothed ÷ Q8_0", smooth[BLOCK], theirs[False], 1.1)
-    yield bench.at_most(f"{TOKEN} smoothed ÷ Q8_0", smooth[TOKEN], theirs[False], 3)
+    for what, found in ((TOKEN, smooth[TOKEN]), (GROUPED, smooth[GROUPED]), (f"{TOKEN} rotated and", both)):
+        yield bench.at_most(f"{what} smoothed ÷ Q8_0", found, theirs[False], 3)
+    yield bench.at_most(f"{TOKEN} rotated and smoothed ÷ rotated", both, turned, 1)
 
 
 def weight_lines(bench: Bench) -> Iterator[Line]:
     """AWQ before each rounding."""
     for method in ("rtn", "gptq"):
-        plain, scaled = (bench.packed(bench.given.awq, method, transform) for transform in (None, AWQ))
+        plain, scaled = (bench.packed(bench.given.awq, method, transform) for transform in ((), AWQ))
         yield bench.at_most(f"{bench.given.awq} awq+{method} ÷ {method}", scaled, plain, 1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 
 from paretobit.arch import Arch, Tap
@@ -98,12 +98,12 @@ def uniform(
     embed: str | None,
     methods: tuple[str, str, str],
     params: Mapping[str, Mapping],
-    fold: str | None = None,
+    transforms: Sequence[str] = (),
 ) -> Plan:
     """One scheme for every block matrix; embedding and head one step wider, or `embed`. params: by method name.
 
-    methods: what rounds the blocks, the embedding, and a head of its own, which has statistics like any matrix. fold:
-    one of FOLDS, carried out before.
+    methods: what rounds the blocks, the embedding, and a head of its own, which has statistics like any matrix.
+    transforms: one of FOLDS, carried out before; ROTATE, for all taps.
     """
     method, embed_method, head_method = methods
     scheme = parse(to)
@@ -118,8 +118,11 @@ def uniform(
     # along. Without a trellis nothing turns: it costs the runtime a pass over the activations.
     rotates = any(layer.scheme.weight.kind == "trellis" for layer in layers.values())
     turned = [t.name for t in taps(arch) if rotates and any(_whole_rows(layers[c].scheme.weight) for c in t.consumers)]
+    turned = [t.name for t in taps(arch)] if ROTATE in transforms else turned
     some = {} if len(turned) == len(taps(arch)) else {"taps": turned}
-    made: list[Mapping[str, object]] = [{"method": fold, "params": dict(params.get(fold, {}))}] if fold else []
+    made: list[Mapping[str, object]] = [
+        {"method": name, "params": dict(params.get(name, {}))} for name in transforms if name in FOLDS
+    ]
     return Plan(model, layers, (*made, *([{"method": ROTATE, "seed": 0, **some}] if turned else ())))
 
 

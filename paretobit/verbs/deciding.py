@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretobit.errors import ParetobitError
-from paretobit.planfile import FOLDS
+from paretobit.planfile import FOLDS, ROTATE
 from paretobit.scheme import FLOATS
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from paretobit.scheme import Grid
 
 HOW = ("--method", "--embed", "--transform")
-How = tuple[str | None, str | None, str | None]  # their values
+How = tuple[str | None, str | None, tuple[str, ...]]  # their values
 
 
 def decide(source: Checkpoint, to: str | None, how: How, plan: str | None, options: dict) -> Plan:
@@ -38,7 +38,7 @@ def decide(source: Checkpoint, to: str | None, how: How, plan: str | None, optio
 
 def asked(source: Checkpoint, to: str | None, how: How, plan: str | None, options: dict) -> Plan:
     """The plan that the options ask for, as far as it covers the model; nothing is known of its methods yet."""
-    method, embed, transform = how
+    method, embed, transforms = how
     from paretobit.compress import methods
     from paretobit.planfile import check_covers, read_plan, uniform
     from paretobit.scheme import parse, wider
@@ -54,15 +54,18 @@ def asked(source: Checkpoint, to: str | None, how: How, plan: str | None, option
             )
         check_covers(decided, source.arch, plan)
         return decided
-    if transform not in (None, *FOLDS):
-        raise ParetobitError(f"--transform {transform} is unknown", hint=f"choose from {', '.join(FOLDS)}")
+    for name in transforms:
+        if name not in (*FOLDS, ROTATE):
+            raise ParetobitError(f"--transform {name} is unknown", hint=f"choose from {', '.join((*FOLDS, ROTATE))}")
+    if sum(name in FOLDS for name in transforms) > 1 or len(set(transforms)) < len(transforms):
+        raise ParetobitError(f"--transform {' and '.join(transforms)}", hint="one of awq and smoothquant, and rotate")
     scheme = parse(to)
     ends = parse(embed) if embed else wider(scheme)
     block = method or methods.default(scheme.weight)
     head = (embed and method) or _suited(ends.weight, method)
     lookup = methods.for_lookup(head, options.get(head, {}), source.arch.tied)
-    made = uniform(source.arch, source.hash, to, embed, (block, lookup, head), options, transform)
-    return clipped(made) if transform == "awq" else made
+    made = uniform(source.arch, source.hash, to, embed, (block, lookup, head), options, transforms)
+    return clipped(made) if "awq" in transforms else made
 
 
 def clipped(plan: Plan) -> Plan:

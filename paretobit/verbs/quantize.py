@@ -48,7 +48,7 @@ def quantize(
     to: Annotated[str | None, Option("Scheme of the blocks' matrices: w2t, w3t, w3g64, w8 …")] = None,
     method: Annotated[str | None, Option("Rounding method (default: gptq, for w2t … trellis; rtn: no data).")] = None,
     embed: Annotated[str | None, Option("Scheme of embedding and head (default: one step wider).")] = None,
-    transform: Annotated[str | None, Option("Before rounding: awq, or smoothquant (8-bit activations: w8a8).")] = None,
+    transform: Annotated[tuple[str, ...], Option("Before rounding: awq or smoothquant (for w8a8), and rotate.")] = (),
     plan: Annotated[str | None, Option("Replay a plan (JSON) instead of --to.")] = None,
     fit: Annotated[tuple[str, ...], Option("What you can afford: 60MB, 87% (less than 16 bits), 2.5bpw, 12ms.")] = (),
     keep: Annotated[str | None, Option("Or what must be left, as small as can be: 95% (see --metric).")] = None,
@@ -84,7 +84,7 @@ def quantize(
 
     options, world, used = parse_set(set), join(), pick_device(device)
     check_together(inputs, stats, shard, recover)
-    wish, how = Wish(fit, keep, metric, check, schemes, free), (method, embed, transform)
+    wish, how = Wish(fit, keep, metric, check, schemes, free), (method, embed, as_tuple(transform))
     others: dict[str, object] = {"--to": to, "--plan": plan, "--set": options, "--stats": stats, "--shard": shard}
     check_wish(wish, {**dict(zip(HOW, how, strict=True)), **others}, world.size)
     decided = None if wish else decide(source, to, how, plan, options)
@@ -140,6 +140,11 @@ def check_together(inputs: str | None, stats: str | None, shard: str | None, rec
         raise ParetobitError("--shard collects statistics, nothing is recovered", hint="leave --recover out")
     if shard is not None and stats is not None:
         raise ParetobitError("--shard collects statistics, --stats uses them", hint="give one of the two")
+
+
+def as_tuple(values: tuple[str, ...] | str) -> tuple[str, ...]:
+    """Callers from Python may give one value as it is."""
+    return (values,) if isinstance(values, str) else tuple(values)
 
 
 def parse_set(pairs: tuple[str, ...] | Mapping[str, object]) -> dict[str, dict[str, object]]:

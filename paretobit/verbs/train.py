@@ -119,7 +119,7 @@ def trained_plan(source: Checkpoint, to: str | None, plan: str | None, embed: st
         raise ParetobitError("say one of --to and --plan", hint="for example --to w2")
     if plan is not None and (embed or options):
         raise ParetobitError("--plan already decides embed and set", hint="drop them, or edit the plan")
-    wanted = asked(source, to, (None, embed, None), plan, {})
+    wanted = asked(source, to, (None, embed, ()), plan, {})
     if folding(wanted) or static(wanted, source.arch):
         raise ParetobitError(
             f"{plan or to} has factors or static activations, and training moves what they were measured on",

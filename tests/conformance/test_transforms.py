@@ -63,7 +63,7 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def plan_of(source: Checkpoint, name: str, to: str) -> Plan:
-    made = uniform(source.arch, source.hash, to, None, ("rtn", "rtn", "rtn"), {}, name)
+    made = uniform(source.arch, source.hash, to, None, ("rtn", "rtn", "rtn"), {}, (name,))
     assert made.transforms[0] == {"method": name, "params": {}}
     return made
 

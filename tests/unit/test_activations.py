@@ -18,6 +18,7 @@ from paretobit.compress.model import Decoder
 from paretobit.compress.ranges import ranges
 from paretobit.errors import ParetobitError
 from paretobit.planfile import static
+from paretobit.runtime.session import Session
 from paretobit.scheme import Grid, parse
 from tests.checkpoints import tiny_llama_folder
 from tests.commands import Command
@@ -100,6 +101,15 @@ def test_a_head_without_a8_keeps_its_floats(folder: Path, tmp_path: Path) -> Non
     made = rounding(Artifact(tmp_path / "out"))
     assert made is not None and "head_in" not in made.at
     assert rounding(open_model(str(folder))) is None
+
+
+def test_the_native_runtime_keeps_to_its_own_blocks(folder: Path, text: Path, tmp_path: Path) -> None:
+    """A scheme's a8 changes no bit of what it computes: weights are the same, and ranges are not read."""
+    ids, found = np.arange(3, 40)[None], []
+    for scheme in ("w8", "w8a8", "w8a8s"):
+        pb.quantize(str(folder), to=scheme, method="rtn", out=str(tmp_path / scheme), calib=str(text), tokens=TOKENS)
+        found.append(Session(Artifact(tmp_path / scheme), threads=1).logits(ids))
+    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
 
 
 @pytest.fixture

@@ -35,12 +35,13 @@ def test_every_row_and_promise_is_printed(
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split(" | ") for line in lines if line.startswith(("| w", "| Q8_0"))]
     assert [row[0].removeprefix("| ") for row in rows] == [
-        *(scheme for scheme in activations.SCHEMES for _ in range(2)), *[activations.Q8_0] * 2, *["w3g32"] * 4
+        *(scheme for scheme in activations.SCHEMES for _ in range(2)), *["w8a8"] * 2, *[activations.Q8_0] * 2,
+        *["w3g32"] * 4,
     ]  # fmt: skip
     found = [float(row[4].split()[0]) for row in rows]
-    assert found[0] > found[4] and found[6] > found[7], "one scale for all costs more, and so does the head"
+    assert found[0] > found[6] and found[10] > found[11], "one scale for all costs more, and so does the head"
     judged = [line for line in lines if line.startswith(("met", "MISSED"))]
-    assert len(judged) == 7
+    assert len(judged) == 11
     ratio = float(judged[0].split(": ")[1].split()[0])
     assert ratio == pytest.approx(found[1] / found[0], abs=2e-3)
     assert all(line.startswith("met") == (float(line.split(": ")[1].split()[0]) <= float(line.split("≤ ")[1][:-2]))

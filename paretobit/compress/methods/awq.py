@@ -24,7 +24,7 @@ KIND = "transform"
 class Params:
     """steps: how many equal steps from 0 to 1 the search of the exponent tries."""
 
-    steps: int = 20
+    steps: int = 10
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= 1000:

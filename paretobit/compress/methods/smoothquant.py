@@ -26,7 +26,7 @@ class Params:
     equal steps from 0 to 1 the search tries."""
 
     alpha: str = SEARCH
-    steps: int = 20
+    steps: int = 10
 
     def __post_init__(self) -> None:
         try:
