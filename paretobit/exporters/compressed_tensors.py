@@ -20,7 +20,7 @@ from paretobit.exporters import Request, Stored
 from paretobit.exporters.folder import plain_config, stored_as, words, write_documents
 from paretobit.exporters.steps import Steps, nearest, pieces, read, span, unfit, width
 from paretobit.planfile import is_embedding
-from paretobit.scheme import FLOATS, Grid
+from paretobit.scheme import FLOATS, STATIC, Grid
 from paretobit.tensorfile import DTYPES as SIZES
 from paretobit.tensorfile import TensorWriter
 
@@ -29,6 +29,7 @@ SUFFIX = ""
 PACKED, INT8, BOTH = "pack-quantized", "int-quantized", "mixed-precision"
 TOKENS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
 ZEROS = "has zero points, which transformers loads with CompressedTensorsConfig(dequantize=True) only"
+OTHERWISE = "its activations are rounded token by token, as this format is read, not as the scheme says"
 MIXED = "has zero points beside matrices packed otherwise, which transformers does not load; vLLM's layout has them"
 
 
@@ -136,7 +137,9 @@ def holds(packed: Artifact, request: Request) -> dict[str, Stored]:
     for name in packed.names():
         if name in chosen:
             how, why = chosen[name]
-            found[name] = Stored(str(how), why, zeros if how.zeros else "")
+            asked = packed.schemes[name].activation
+            otherwise = OTHERWISE if asked is not None and (asked.kind == STATIC or asked.group is not None) else ""
+            found[name] = Stored(str(how), why, zeros if how.zeros else otherwise)
         else:
             found[name] = Stored(request.dtype, note=f"not quantized in this format, {note}" if note else "")
     return found

@@ -15,6 +15,7 @@ import numpy as np
 from paretobit.artifact import exact_bf16, packed_size
 from paretobit.budget import BYTES, JOULES, MS
 from paretobit.costs import factors, side
+from paretobit.errors import ParetobitError
 from paretobit.planfile import ROTATE, Layer, Plan, is_embedding, taps
 from paretobit.progress import say
 from paretobit.scheme import parse
@@ -238,8 +239,15 @@ def best_of(seen: Sequence[Chosen], limits: Mapping[str, float], minimize: str) 
 
 
 def schemes_of(text: str) -> list[str]:
-    """ "w2t,w4" -> ["w2t", "w4"]. Raises ParetobitError on what is no scheme."""
-    return [str(parse(scheme.strip())) for scheme in text.split(",")]
+    """ "w2t,w4" -> ["w2t", "w4"]. Raises ParetobitError on what is no scheme, and on 8-bit activations."""
+    found = [parse(scheme.strip()) for scheme in text.split(",")]
+    for scheme in found:
+        if scheme.activation is not None:
+            raise ParetobitError(
+                f"{scheme} rounds activations, and the costs that are measured are those of weights",
+                hint=f"plan with {replace(scheme, activation=None)}, or quantize --to {scheme}",
+            )
+    return [str(scheme) for scheme in found]
 
 
 def planner_for(

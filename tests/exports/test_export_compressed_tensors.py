@@ -88,6 +88,14 @@ class Rounded(Decoder):
         return super()._linear(weights, name, torch.clamp(torch.round(x / scale), -128, 127) * scale)
 
 
+def test_activations_otherwise_than_planned_are_said(shelf: Shelf, tmp_path: Path) -> None:
+    """The format's readers have a scale a token, whatever the scheme says."""
+    for scheme, said in (("w8a8", False), ("w8a8g32", True)):
+        packed = shelf("llama", scheme)
+        done = pb.export(str(packed.folder), to="compressed-tensors", path=str(tmp_path / scheme), dtype="float32")
+        assert any("token by token" in note for note in done.notes) == said
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_8_bit_activations(shelf: Shelf, family: str, tmp_path: Path) -> None:
     """W8A8 as vLLM has it; transformers rounds activations as a reference does, but for those that float32's last bits

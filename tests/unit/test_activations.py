@@ -155,6 +155,12 @@ def test_consumers_of_one_activation_agree(statically: Path, tmp_path: Path) -> 
         Artifact(tmp_path / "copy")
 
 
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8g32"])
+def test_a_wish_does_not_weigh_activations(command: Command, folder: Path, tmp_path: Path, scheme: str) -> None:
+    done = command("quantize", folder, "--fit", "60%", "--schemes", f"w4,{scheme}", "-o", tmp_path / "out")
+    assert done.code == 2 and f"{scheme} rounds activations" in done.err and "hint: plan with w8" in done.err
+
+
 def test_what_cannot_be_measured_is_refused(command: Command, folder: Path, tmp_path: Path) -> None:
     done = command("quantize", folder, "--to", "w3ta8s", "-o", tmp_path / "out")
     assert done.code == 2 and "attn_in is rotated" in done.err and "hint:" in done.err

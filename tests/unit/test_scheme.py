@@ -16,7 +16,7 @@ AFFINE = st.builds(
     st.sampled_from(sorted(LEVELS)),
     st.sampled_from(["", "g16", "g64", "g100", "g128"]),
     st.sampled_from(["", "s", "z"]),
-    st.sampled_from(["", "a8"]),
+    st.sampled_from(["", "a8", "a8s", "a8g16", "a8g64"]),
 )
 
 
@@ -38,7 +38,25 @@ def test_trellis_and_floats_round_trip(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", ["", "w", "w7", "w3g", "w3g8", "3g64", "w3g64q", "w8z", "w1z", "w2tg64", "w5t", "W3", "w03"]
+    "bad",
+    [
+        "",
+        "w",
+        "w7",
+        "w3g",
+        "w3g8",
+        "3g64",
+        "w3g64q",
+        "w8z",
+        "w1z",
+        "w2tg64",
+        "w5t",
+        "W3",
+        "w03",
+        "w8a8g8",
+        "w8a8z",
+        "w8a8sg32",
+    ],
 )
 def test_nonsense_is_refused_with_a_hint(bad: str) -> None:
     with pytest.raises(ParetobitError, match="hint:"):
@@ -68,6 +86,14 @@ def test_grid_values_are_paretoq_s() -> None:
     assert values("w3") == list(range(-4, 4))
     assert values("w4") == list(range(-8, 8))
     assert (values("w8")[0], values("w8")[-1]) == (-127, 127)
+
+
+def test_activations_are_part_of_the_scheme() -> None:
+    assert parse("w8a8").activation == Grid("affine", 8, 255, None, "mid")
+    assert parse("w8a8g32").activation == Grid("affine", 8, 255, 32, "mid")
+    assert parse("w8a8s").activation == Grid("static", 8, 255, None, "mid")
+    assert parse("w8sa8s").weight == parse("w8").weight and parse("w8").activation is None
+    assert str(wider(parse("w4g32a8g32"))) == "w6g32", "the head's activations stay floats"
 
 
 def test_a_ragged_last_group_has_its_own_scale() -> None:
