@@ -83,10 +83,8 @@ class Bench:
         self.original = remembered(logits)
         text = self.given.text or held_out_text()
         self.windows = encode_windows(self.tokenizer, read_text(text), limit=self.given.windows)
-        print(
-            f"\n{self.source.name}, {len(self.windows)} windows of {Path(text).name}, calibration {self.given.calib},"
-        )
-        print(f"{self.given.tokens} tokens; {hardware.isa()}\n")
+        print(f"\n{self.source.name}, {len(self.windows)} windows of {Path(text).name}, calibration", end=" ")
+        print(f"{Path(self.given.calib).name}, {self.given.tokens} tokens; {hardware.isa()}\n")
         print("| scheme | method | transform | MB | KL | perplexity | same top-1 | seconds |\n" + "|---" * 8 + "|")
 
     def packed(self, scheme: str, method: str, transform: tuple[str, ...] = ()) -> Comparison:
@@ -109,7 +107,7 @@ class Bench:
         print(f"| {' | '.join(cells)} | {quality} |", flush=True)
 
     def at_most(self, what: str, a: Comparison, b: Comparison, most: float) -> Line:
-        """The promise that the KL of a is at most so much of b's; strictly less where it is 1."""
+        """The promise that the KL of a is at most so much of b's."""
         ratio = kl(a) / kl(b)
         gap = paired(a, b)
         shown = f"{ratio:.3f} × (paired {gap['kl_difference']:+.5f} ± {gap['kl_difference_stderr'] or 0:.5f})"
