@@ -41,6 +41,7 @@ SMOOTH, AWQ, TURN = ("smoothquant",), ("awq",), ("rotate",)
 Q8_0 = "Q8_0 (blocks of 32)"
 PARTS = ("activations", "weights")
 HEAD = "head_in"
+ROWS = 8192  # of a matrix at a time
 
 
 class PeerWeights:
@@ -56,7 +57,8 @@ class PeerWeights:
         if found.ndim == 1:
             return found
         kind = GGMLQuantizationType.Q8_0
-        return quants.dequantize(quants.quantize(found, kind), kind)
+        pieces = (found[start : start + ROWS] for start in range(0, len(found), ROWS))
+        return np.concatenate([quants.dequantize(quants.quantize(piece, kind), kind) for piece in pieces])
 
 
 def peer(source: Checkpoint, head: bool) -> Logits:
