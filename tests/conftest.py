@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import socket
 import sys
 from pathlib import Path
@@ -12,10 +11,6 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # a shell's background job, and all that it starts, hear no Ctrl-C
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.append(str(Path(__file__).parent.parent))  # tests import tests.checkpoints, however pytest was started
 from tests.commands import Command, Outcome
 

@@ -23,6 +23,7 @@ from paretobit.compress import estimate, model
 from paretobit.compress.model import Decoder
 from paretobit.kv import KV
 from paretobit.qtensor import QTensor
+from paretobit.runtime.session import Session
 from paretobit.scheme import FLOATS, Grid, parse
 from paretobit.tensorfile import write_arrays
 from tests.checkpoints import tiny_llama_folder
@@ -199,3 +200,9 @@ class Reference(Decoder):
             except StopIteration as stop:
                 return stop.value
             y.copy_(self._spoil(y, consumers[tap]))
+
+
+def one_by_one(session: Session, tokens: list[int]) -> np.ndarray:  # -> (tokens, vocab) float32
+    """The logits of tokens that come one at a time."""
+    slot = session.open()
+    return np.stack([session.feed(slot, [token]) for token in tokens])

@@ -128,9 +128,8 @@ def talker(slow: float = 0.01) -> Model:
     return Model(ParrotSession(lambda tokens: letters[len(tokens) % 26], 1 << 20, slow), tokenizer)
 
 
-def main() -> None:
-    from paretobit.cli import main as command
-    from paretobit.runtime import generate
+def loader(slow: float) -> Callable[..., Model]:
+    """What stands in for `generate.load`: TALKER never ends, MUTE has no chat template, others repeat what is said."""
 
     def load(
         path: str,
@@ -139,10 +138,19 @@ def main() -> None:
         context: int | None = None,
         kv: str | None = None,
     ) -> Model:
-        return talker() if path == "TALKER" else parrot_model(slow=0.01)[0]
+        if path == "TALKER":
+            return talker(slow)
+        return parrot_model(slow=slow, template=None if path == "MUTE" else TEMPLATE)[0]
+
+    return load
+
+
+def main() -> None:
+    from paretobit.cli import main as command
+    from paretobit.runtime import generate
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's children ignore it
-    generate.load = load
+    generate.load = loader(slow=0.01)
     command(sys.argv[1:])
 
 

@@ -20,7 +20,7 @@ import pytest
 from paretobit.progress import plain
 from paretobit.runtime import generate
 from tests.commands import Command
-from tests.parrot import parrot_model, talker
+from tests.parrot import loader, talker
 
 PARROT = Path(__file__).parent.parent / "parrot.py"
 LETTERS = "abcdefghijklmnopqrstuvwxyz" * 40
@@ -29,19 +29,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz" * 40
 @pytest.fixture(autouse=True)
 def models(monkeypatch: pytest.MonkeyPatch) -> None:
     """OUT is a model that repeats what is said to it, TALKER never ends, MUTE has no chat template."""
-
-    def load(
-        path: str,
-        threads: int | None = None,
-        activations: str = "int8",
-        context: int | None = None,
-        kv: str | None = None,
-    ) -> object:
-        if path == "TALKER":
-            return talker(slow=0)
-        return parrot_model(template=None)[0] if path == "MUTE" else parrot_model()[0]
-
-    monkeypatch.setattr(generate, "load", load)
+    monkeypatch.setattr(generate, "load", loader(slow=0))
 
 
 def stdin(monkeypatch: pytest.MonkeyPatch, raw: bytes) -> None:

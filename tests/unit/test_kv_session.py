@@ -12,7 +12,7 @@ from paretobit import kv, native
 from paretobit.artifact import Artifact
 from paretobit.errors import ParetobitError
 from paretobit.runtime.session import Session
-from tests.packed import Shelf
+from tests.packed import Shelf, one_by_one
 
 CASES = {"llama, groups of 6": {}, "llama, heads of 20": {}, "gemma3": {"sliding_window": 150}}
 LENGTH = 300
@@ -30,11 +30,6 @@ def packed(shelf: Shelf) -> Artifact:
 
 def tokens_of(source: Artifact, count: int = LENGTH, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(0, source.arch.vocab, count).tolist()
-
-
-def one_by_one(session: Session, tokens: list[int]) -> np.ndarray:
-    slot = session.open()
-    return np.stack([session.feed(slot, [token]) for token in tokens])
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
