@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -80,3 +80,10 @@ def balanced(log_factors: Tensor, live: Tensor) -> Tensor:  # (n,), (n,) bool ->
     if not live.any():
         return torch.ones_like(log_factors)
     return torch.where(live, log_factors - log_factors[live].mean(), 0.0).exp()
+
+
+def cheapest(choices: Mapping[str, Tensor], error: Callable[[Tensor], float]) -> tuple[Tensor, str]:
+    """(the factors with the least error, what they are called), the first of equals."""
+    errors = {name: error(factors) for name, factors in choices.items()}
+    best = min(errors, key=errors.__getitem__)
+    return choices[best], best

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from paretobit.compress.sites import TINY, Site, balanced
+from paretobit.compress.sites import TINY, Site, balanced, cheapest
 from paretobit.compress.stats import ABSMEAN, HESSIAN, TapStats
 from paretobit.errors import ParetobitError
 
@@ -50,6 +50,4 @@ def run(site: Site, stats: TapStats, params: Params) -> tuple[Tensor, str]:
         apart = site.rounded(factors, stats.hessian.diagonal()) - wanted
         return float(torch.sum(apart @ stats.hessian * apart))
 
-    errors = {name: error(choice) for name, choice in choices.items()}
-    best = min(errors, key=errors.__getitem__)
-    return choices[best], best
+    return cheapest(choices, error)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from paretobit.compress.activations import rounded
-from paretobit.compress.sites import TINY, Site, balanced
+from paretobit.compress.sites import TINY, Site, balanced, cheapest
 from paretobit.compress.stats import ABSMAX, SAMPLE, TapStats
 from paretobit.errors import ParetobitError
 
@@ -59,13 +59,14 @@ def run(site: Site, stats: TapStats, params: Params) -> tuple[Tensor, str]:
         return factors(float(params.alpha)), f"{float(params.alpha):.2f}"
     choices = {"-": torch.ones_like(x)}
     choices |= {f"{step / params.steps:.2f}": factors(step / params.steps) for step in range(params.steps + 1)}
-    errors = {name: error(site, stats, choice) for name, choice in choices.items()}
-    best = min(errors, key=errors.__getitem__)
-    return choices[best], best
+    assert stats.sample is not None
+    wanted = stats.sample @ site.stacked().T
+    return cheapest(choices, lambda choice: error(site, stats, choice, wanted))
 
 
-def error(site: Site, stats: TapStats, factors: Tensor) -> float:
-    """What rounding activations and weights does to the outputs: each token's squared error to its outputs' square.
+def error(site: Site, stats: TapStats, factors: Tensor, wanted: Tensor) -> float:
+    """What rounding activations and weights does to the `wanted` outputs (tokens, out of all): each token's squared
+    error to its outputs' square.
 
     Relative to the outputs, because norms divide by them: a few tokens are hundreds of times as large as the others.
     """
@@ -74,6 +75,5 @@ def error(site: Site, stats: TapStats, factors: Tensor) -> float:
     turned = x / s if site.basis is None else site.basis.forward(x / s)
     seen = rounded(turned, site.activation, (stats.absmax / s).max())
     back = (seen if site.basis is None else site.basis.inverse(seen)) * s
-    wanted = x @ site.stacked().T
     apart = back @ site.rounded(factors).T - wanted
     return float((apart.square().sum(-1) / wanted.square().sum(-1).clamp(min=1e-30)).mean())
