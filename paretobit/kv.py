@@ -25,6 +25,7 @@ import numpy as np
 
 from paretobit.errors import ParetobitError
 from paretobit.rotation import Rotation
+from paretobit.scales import half as stored
 
 POSITIONS = 64  # of a block, as csrc/kernels.h
 LEVELS = {8: 255, 4: 16, 3: 8, 2: 4}
@@ -115,7 +116,7 @@ def rounded(x: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:  # (ro
     chosen; errors add up from the first element to the last, and of equal ones the larger scale stays.
     """
     zero, half = np.float32((levels - 1) / 2), np.float32(0.5 if levels % 2 == 0 else 0)
-    scales = _half(np.abs(x).max(1, keepdims=True) / zero * STEPS)
+    scales = stored(np.abs(x).max(1, keepdims=True) / zero * STEPS)
 
     def points(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
         inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale * scale > 0)
@@ -127,11 +128,6 @@ def rounded(x: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:  # (ro
         error += miss * miss
     best = np.take_along_axis(scales, error.argmin(1)[:, None], 1)
     return (points(x, best) + zero).astype(np.uint8), best[:, 0].astype(np.float16)
-
-
-def _half(x: np.ndarray) -> np.ndarray:
-    """float32 values of the nearest fp16 numbers; what is too large becomes the largest."""
-    return np.clip(x, np.float32(-65504), np.float32(65504)).astype(np.float16).astype(np.float32)
 
 
 def block_bytes(kv: KV | None, head_dim: int) -> int:

@@ -117,12 +117,12 @@ def _search_group(w: np.ndarray, h: np.ndarray, grid: Grid) -> Candidates:  # (r
     best = None
     for v, sign in enumerate(signs):
         for k in range(0, len(coarse), LANES):
-            scale = _half(fit[:, None] * coarse[k : k + LANES]) * sign
+            scale = half(fit[:, None] * coarse[k : k + LANES]) * sign
             found = _swept(w, h, scale, np.broadcast_to(zeros[v][:, None], scale.shape), grid)[0]
             best = found if best is None else _better(best, found)
     assert best is not None
     first = _best_lane(_refit(w, h, best.scale, best.zero, grid, REFITS))
-    scale = _half(first.scale[:, None] * fine)
+    scale = half(first.scale[:, None] * fine)
     zero = np.broadcast_to(first.zero[:, None], scale.shape)
     return _better(first, _best_lane(_refit(w, h, scale, zero, grid, 1)))
 
@@ -168,7 +168,7 @@ def _refit(w: np.ndarray, h: np.ndarray, scale: np.ndarray, zero: np.ndarray, gr
     best, wq, qq = _swept(w, h, scale, zero, grid)
     for _ in range(rounds):
         fitted = wq / qq
-        scale = _half(np.where(fitted * best.scale > 0, fitted, best.scale))
+        scale = half(np.where(fitted * best.scale > 0, fitted, best.scale))
         trial, wq, qq = _swept(w, h, scale, zero, grid)
         best = _better(best, trial)
     return best
@@ -185,6 +185,6 @@ def _best_lane(c: Candidates) -> Candidates:  # (rows, lanes) -> (rows,)
     return Candidates(*(x[rows, lane] for x in c))
 
 
-def _half(x: np.ndarray) -> np.ndarray:
+def half(x: np.ndarray) -> np.ndarray:
     """float32 values of the nearest fp16 numbers; what is too large becomes the largest."""
     return np.clip(x, -HALF_MAX, HALF_MAX).astype(np.float16).astype(np.float32)

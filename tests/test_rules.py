@@ -20,9 +20,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "scheme", "progress"},
     {"trellis", "rotation", "budget"},
-    {"qtensor", "work", "kv"},
+    {"qtensor", "work"},
     {"native", "packing", "scales", "tensorfile", "profile"},
-    {"arch", "hardware", "sizes", "speed"},
+    {"arch", "hardware", "kv", "sizes", "speed"},
     {"checkpoint", "planfile"},
     {"solve", "costs", "artifact", "pace"},
     {"exporters", "runtime", "evals", "reports"},

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from paretobit.errors import ParetobitError
-from paretobit.runtime.tokenizer import Tokenizer
+from paretobit.runtime.tokenizer import UNKNOWN, Tokenizer
 
-UNFINISHED = "\ufffd"  # what half a character decodes to
 CONTEXT = 16  # tokens looked at to find one with text
 
 
@@ -45,7 +44,7 @@ class Detokenizer:
 
     def _text(self, unfinished: bool = False) -> str:
         text = self._tokenizer.decode(self._window + self._held)
-        if text.endswith(UNFINISHED) and not unfinished:
+        if text.endswith(UNKNOWN) and not unfinished:
             return ""
         piece, own = text[len(self._shown) :], self._tokenizer.decode(self._held)
         if own:
@@ -66,7 +65,7 @@ class Detokenizer:
     def _context(self, before: list[int]) -> tuple[list[int], str]:
         for at in reversed(range(len(before))):
             text = self._tokenizer.decode(before[at:])
-            if text and UNFINISHED not in text and not (self._bytes and self._is_byte(before[at])):
+            if text and UNKNOWN not in text and not (self._bytes and self._is_byte(before[at])):
                 return before[at:], text
         return [], ""
 

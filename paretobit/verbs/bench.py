@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from paretobit.evals.energy import Energy, Meter
     from paretobit.evals.latency import Latency
     from paretobit.evals.memory import Resident
-    from paretobit.kv import KV
     from paretobit.runtime.session import Session
     from paretobit.speed import Spread
 
@@ -124,7 +123,7 @@ def bench(
     packed = Artifact(Path(out))
     arch = packed.arch
     with progress(f"measuring {packed.name}", len(teams) * (2 * rounds + 1)) as advance:
-        runs = tuple(_run(packed, team, prompt, tokens, rounds, cache, advance) for team in teams)
+        runs = tuple(_run(packed, team, prompt, tokens, rounds, spell(cache), advance) for team in teams)
     nbytes = cache_bytes(cache, arch.layers, arch.kv_heads, arch.head_dim, prompt + tokens)
     about = (str(out), hardware.isa(), hardware.cpu_name(), packed.size_bytes)
     result = Bench(*about, runs, spell(cache), nbytes, grid)
@@ -142,25 +141,24 @@ def parse_threads(text: str | None, cores: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(int(part) for part in parts))
 
 
-def _run(packed: Artifact, threads: int, prompt: int, tokens: int, rounds: int, kv: KV | None, advance: Any) -> Run:
+def _run(packed: Artifact, threads: int, prompt: int, tokens: int, rounds: int, kv: str, advance: Any) -> Run:
     from paretobit.evals.latency import bytes_per_token, first_output_s, measure
     from paretobit.evals.memory import watch
-    from paretobit.kv import spell
     from paretobit.runtime.session import Session
     from paretobit.speed import Spread
 
-    session = Session(packed, threads=threads, kv=spell(kv))
+    session = Session(packed, threads=threads, kv=kv)
     size = bytes_per_token(packed)
     latency = measure(session, size, prompt=prompt, tokens=tokens, rounds=rounds, advance=advance)
     energy = decode_energy(session, latency)
     del session
-    first = run_command(packed, threads, 1, spell(kv))
+    first = run_command(packed, threads, 1, kv)
     first_output_s(first)  # what it reads is in the page cache from now on
     starts = []
     for _ in range(rounds):
         starts.append(first_output_s(first))
         advance(1)
-    resident = watch(run_command(packed, threads, tokens, spell(kv)))
+    resident = watch(run_command(packed, threads, tokens, kv))
     advance(1)
     return Run(latency, Spread.of(starts), resident, energy)
 

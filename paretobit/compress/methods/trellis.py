@@ -20,6 +20,7 @@ from paretobit.compress.methods import gptq
 from paretobit.compress.stats import GUIDE, TapStats
 from paretobit.errors import ParetobitError
 from paretobit.qtensor import QTensor
+from paretobit.scales import HALF_MAX
 from paretobit.scheme import Grid
 
 KIND = "round"
@@ -112,7 +113,7 @@ def _fitted(up: Tensor, down: Tensor) -> Tensor:
 
 def half(scale: Tensor) -> Tensor:
     """Scales as they are stored."""
-    return scale.clamp(0, 65504).half().float()
+    return scale.clamp(0, float(HALF_MAX)).half().float()
 
 
 def feed_back(
