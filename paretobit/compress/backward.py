@@ -38,6 +38,11 @@ def backward(decoder: Decoder, weights: Weights, states: list[Tensor], gradient:
 
 def head_pieces(tokens: int, vocab: int) -> Iterator[slice]:
     """All tokens, so many at a time that their logits need a bounded amount of memory."""
-    step = max(1, LOGITS // vocab)
-    for start in range(0, tokens, step):
-        yield slice(start, min(start + step, tokens))
+    return pieces(tokens, vocab, LOGITS)
+
+
+def pieces(rows: int, width: int, most: int) -> Iterator[slice]:
+    """All rows in order, so many at a time that they have at most so many elements; at least one."""
+    step = max(1, most // width)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))

@@ -14,12 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paretobit.compress.backward import backward, forward, head_pieces
+from paretobit.compress.backward import LOGITS, backward, forward, pieces
 from paretobit.compress.model import Decoder
 
-Target = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
-"""Of some of a batch's tokens, flat, and their log probabilities (n, vocab): the losses' sum, and its gradient at the
-logits (n, vocab)."""
+HELD = 2 * LOGITS  # that are alive together, three times: the model's, the original's and the gradient
+AT_ONCE = 1 << 20  # logits that become probabilities together: what a cache holds
+
+Target = Callable[[slice, Tensor, float], tuple[float, Tensor]]
+"""Of some of a batch's tokens, flat, their logits (n, vocab), and a factor: the losses' sum, and the factor times its
+gradient at the logits, (n, vocab) of their type."""
 
 
 class Student(Protocol):
@@ -64,13 +67,13 @@ def one_step(student: Student, target: Target, ids: Tensor, share: float = 1.0) 
 def _head(student: Student, target: Target, x: Tensor, share: float) -> tuple[float, Tensor]:
     """(mean loss, `share` of its gradient at x (n, hidden))."""
     x, loss = x.detach().requires_grad_(), 0.0
-    for part in head_pieces(len(x), student.decoder.arch.vocab):
+    for part in pieces(len(x), student.decoder.arch.vocab, HELD):
         with torch.enable_grad():
             logits = student.logits(x[part])
         with torch.no_grad():
-            found, gradient = target(part, F.log_softmax(logits.float(), -1))
-            loss += float(found)
-        logits.backward((gradient * (share / len(x))).to(logits.dtype))
+            found, gradient = target(part, logits, share / len(x))
+        loss += found
+        logits.backward(gradient)
     assert x.grad is not None
     return loss / len(x), x.grad
 
@@ -80,10 +83,15 @@ def as_original(teacher: Decoder, ids: Tensor) -> Target:
     with torch.no_grad():
         states = teacher.head_input(teacher.hidden(ids)).flatten(0, 1)
 
-    def target(part: slice, q: Tensor) -> tuple[Tensor, Tensor]:
-        p = F.log_softmax(teacher.multiplied_by_head(states[part]).float(), -1)
-        likely = p.exp()
-        return (likely * (p - q)).sum(), q.exp() - likely
+    def target(part: slice, logits: Tensor, factor: float) -> tuple[float, Tensor]:
+        wanted = teacher.multiplied_by_head(states[part])
+
+        def one(rows: slice, q: Tensor) -> tuple[Tensor, Tensor]:
+            p = F.log_softmax(wanted[rows].float(), -1)
+            likely = p.exp()
+            return p.sub_(q).mul_(likely).sum(), q.exp_().sub_(likely)
+
+        return _by_rows(logits, factor, one)
 
     return target
 
@@ -93,11 +101,26 @@ def as_text(ids: Tensor) -> Target:
     following = torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], -1)], 1).flatten()
     scale = ids.shape[1] / (ids.shape[1] - 1)  # the mean is over all tokens, and some have no loss
 
-    def target(part: slice, q: Tensor) -> tuple[Tensor, Tensor]:
-        labels = following[part]
-        known = labels >= 0
-        at = labels.clamp_min(0)[:, None]
-        gradient = q.exp().scatter_add(1, at, torch.full_like(at, -1, dtype=q.dtype)) * (known[:, None] * scale)
-        return -(q.gather(1, at)[:, 0] * known).sum() * scale, gradient
+    def target(part: slice, logits: Tensor, factor: float) -> tuple[float, Tensor]:
+        def one(rows: slice, q: Tensor) -> tuple[Tensor, Tensor]:
+            labels = following[part][rows]
+            known, at = (labels >= 0)[:, None] * scale, labels.clamp_min(0)[:, None]
+            loss = -(q.gather(1, at) * known).sum()
+            return loss, q.exp_().scatter_add_(1, at, torch.full_like(at, -1, dtype=q.dtype)).mul_(known)
+
+        return _by_rows(logits, factor, one)
 
     return target
+
+
+def _by_rows(
+    logits: Tensor, factor: float, one: Callable[[slice, Tensor], tuple[Tensor, Tensor]]
+) -> tuple[float, Tensor]:
+    """A Target's answer, from `one`, which gives the loss of some rows and its gradient, both float32, for their log
+    probabilities, which it may overwrite."""
+    gradient, loss = torch.empty_like(logits), 0.0
+    for rows in pieces(len(logits), logits.shape[1], AT_ONCE):
+        found, slope = one(rows, F.log_softmax(logits[rows].float(), -1))
+        loss += float(found)
+        gradient[rows] = slope.mul_(factor)
+    return loss, gradient

@@ -52,16 +52,19 @@ class Decoder:
 
     keep=True reads each tensor once and holds it, as float32, on `device`. keep=False reads a block's tensors
     at every use, the rows of the embedding that occur, and the head in pieces. Both compute the same bits.
-    rounded: what becomes of a tap's activation before it is multiplied; None: nothing.
+    rounded: what becomes of a tap's activation before it is multiplied; None: nothing. half: matrices are held in bf16,
+    for one whose products are of such numbers anyway.
     """
 
     def __init__(
-        self, source: Source, device: str | torch.device = "cpu", keep: bool = True, rounded: Rounded | None = None
-    ) -> None:
+        self, source: Source, device: str | torch.device = "cpu", keep: bool = True, rounded: Rounded | None = None,
+        half: bool = False,
+    ) -> None:  # fmt: skip
         self.arch = arch = source.arch
         self.device = torch.device(device)
         self._source = source
         self._kept: dict[str, Tensor] | None = {} if keep else None
+        self._half = half
         self._watch: Watch | None = None
         self._rounded: Rounded = rounded or (lambda tap, x: x)
         self._names = [tuple(arch.block_shapes(layer)) for layer in range(arch.layers)]
@@ -85,7 +88,8 @@ class Decoder:
 
     def _load(self, name: str, rows: slice | None = None) -> Tensor:
         with torch.inference_mode(False):  # what is first read for inference may be trained later
-            return torch.from_numpy(self._source.read(name, rows)).to(self.device)
+            found = torch.from_numpy(self._source.read(name, rows)).to(self.device)
+            return found.bfloat16() if self._half and found.dim() == 2 else found
 
     @contextmanager
     def watched(self, watch: Watch) -> Iterator[None]:
@@ -112,6 +116,7 @@ class Decoder:
             x = F.embedding(where, self._embedding_rows(ids.numpy(force=True)))
         else:
             x = F.embedding(ids, self.tensor(EMBED))
+        x = x.float()
         return x if self.arch.embed_scale == 1.0 else x * self.arch.embed_scale
 
     def _embedding_rows(self, ids: np.ndarray) -> Tensor:  # (n,) ascending -> (n, hidden)

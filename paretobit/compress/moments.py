@@ -28,4 +28,4 @@ def restore(file: SafetensorsFile, parameters: Mapping[str, Tensor], optimizer: 
         with torch.no_grad():
             value.copy_(read["value"])
         moments = {"exp_avg": read["first"].to(value.device), "exp_avg_sq": read["second"].to(value.device)}
-        optimizer.state[value] = {"step": torch.tensor(float(step)), **moments}
+        optimizer.state[value] = {"step": torch.tensor(float(step), device=value.device), **moments}

@@ -133,9 +133,9 @@ def run(source: Checkpoint, plan: Plan, windows: np.ndarray, units: list[Path], 
         return out
     student = Student(source, plan, units, device)
     parameters, half = sum(map(math.prod, source.arch.shapes().values())), fast_in_half(device)
-    teacher = Decoder(source, device=device, keep=parameters <= SMALL)
+    teacher = Decoder(source, device=device, keep=parameters <= SMALL, half=half)
     groups = [{"params": [delta], "share": student.share(name)} for name, delta in student.deltas.items()]
-    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
     count = world.least(len(windows))
     order = np.concatenate([np.random.default_rng(i).permutation(count) for i in range(recipe.epochs)])
     steps = [order[i : i + recipe.batch] for i in range(0, len(order), recipe.batch)]

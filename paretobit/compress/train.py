@@ -85,10 +85,11 @@ class Training:
                 hint="give more text, or a smaller --batch",
             )
         self.learner = Learner(self.source, self.plan, self.rounded, self.device)
-        self.teacher = Decoder(self.source, device=self.device) if self.recipe.loss == ORIGINAL else None
+        original = self.recipe.loss == ORIGINAL
+        self.teacher = Decoder(self.source, device=self.device, half=self.recipe.half) if original else None
         named = self.learner.parameters
         groups = [{"params": [value], "share": self._share(name)} for name, value in named.items()]
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
         self.step, self.tokens, self.elapsed = 0, 0, 0.0
         self._first = {name: value.detach().clone() for name, value in named.items() if name.endswith(RANGE)}
         self._codes = {name: self.learner.packed(name).codes for name in self.learner.grids}

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from paretobit.checkpoint.paretoq import LEAST, step
+from paretobit.compress.backward import pieces
 from paretobit.compress.grid import dequant
 from paretobit.errors import ParetobitError
 from paretobit.qtensor import QTensor
@@ -27,6 +28,7 @@ from paretobit.scheme import Grid
 KIND = "train"
 LARGEST = 60000.0  # of a scale: half precision ends at 65504
 WITHIN = 0.499  # of a step: how far a latent weight may start from the level it was rounded to
+AT_ONCE = 1 << 18  # weights that go through all steps of a formula together: what a cache holds
 SOFT_CLIP = 0.99  # ParetoQ's code at 1.58 and 2 bits; the paper's 1 gives an extra level there
 
 
@@ -122,23 +124,28 @@ class _Fake(torch.autograd.Function):
     def forward(ctx: Any, w: Tensor, alpha: Tensor, grid: Grid) -> Tensor:
         ctx.save_for_backward(w, alpha)
         ctx.grid = grid
-        scale = spread(stored_scale(alpha, grid), grid, w.shape[1])
-        return (_code(w / scale, grid) - grid.offset) * scale
+        made = torch.empty_like(w)
+        for rows in pieces(len(w), w.shape[1], AT_ONCE):
+            scale = spread(stored_scale(alpha[rows], grid), grid, w.shape[1])
+            torch.mul(_code(w[rows] / scale, grid).sub_(grid.offset), scale, out=made[rows])
+        return made
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
         w, alpha = ctx.saved_tensors
         grid: Grid = ctx.grid
-        scale = stored_scale(alpha, grid)
-        u = w / spread(scale, grid, w.shape[1])  # in steps; x = u · step
         low, high = (edge / step(grid) for edge in clip(grid))
-        inside = (u >= low) & (u <= high)
-        to_alpha = None
-        if ctx.needs_input_grad[1]:
-            by_scale = _slope(u, inside, grid) * gradient
-            share = 1 / math.sqrt(w.numel() * _largest(grid))
-            to_alpha = total(by_scale, grid) * share
-        return (gradient * inside if ctx.needs_input_grad[0] else None), to_alpha, None
+        share = 1 / math.sqrt(w.numel() * _largest(grid))
+        to_w = torch.empty_like(w) if ctx.needs_input_grad[0] else None
+        to_alpha = torch.empty_like(alpha) if ctx.needs_input_grad[1] else None
+        for rows in pieces(len(w), w.shape[1], AT_ONCE):
+            u = w[rows] / spread(stored_scale(alpha[rows], grid), grid, w.shape[1])  # in steps; x = u · step
+            inside = (u >= low) & (u <= high)
+            if to_alpha is not None:
+                to_alpha[rows] = total(_slope(u, inside, grid).mul_(gradient[rows]), grid) * share
+            if to_w is not None:
+                torch.mul(gradient[rows], inside, out=to_w[rows])
+        return to_w, to_alpha, None
 
 
 def _slope(u: Tensor, inside: Tensor, grid: Grid) -> Tensor:
