@@ -25,8 +25,9 @@ import os
 import sys
 from pathlib import Path
 
+from bench.frontier_picture import draw
 from bench.frontier_points import Calibration, Point, points
-from bench.frontier_report import bars, draw, pair_line, table
+from bench.frontier_report import bars, pair_line, table
 from bench.frontier_rows import Original, Row, Rows, key_of, measure, window_id
 from paretobit import hardware, open_model
 from paretobit.checkpoint.base import Checkpoint
@@ -101,7 +102,7 @@ def main() -> None:
         print("\n".join([table(rows), "", *bars(rows), *(pair_line(rows, a, b) for a, b in given.pair)]), flush=True)
         if given.draw:
             path = Path(given.draw) / f"frontier-{model.rpartition(':')[2].rpartition('/')[2]}.svg"
-            draw(rows, model, path)
+            draw(rows, f"{model}: {len(rows[0].per_window['nll'])} windows", path)
 
 
 if __name__ == "__main__":

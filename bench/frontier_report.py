@@ -1,11 +1,11 @@
-"""What bench/frontier.py says about its rows: a Markdown table, the acceptance bars, a picture."""
+"""What bench/frontier.py says about its rows: a Markdown table, the acceptance bars."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from bench.frontier_picture import HOLLOW
 from bench.frontier_rows import Row, frontier, paired_kl, sources
 from bench.peers.rounders import LIBRARIES
 
@@ -14,8 +14,6 @@ PEERS = (LLAMA, *LIBRARIES)
 BASELINES = ("rtn", "gptq", *PEERS)
 FRONTIER_BITS = 4.5  # below it, no baseline may lie on the frontier
 SMALLER, SPARED = 0.8, ("Q4_K_M",)  # of the bytes of each of llama.cpp's types but these
-COLOURS = {"rtn": "#9a9a9a", "gptq": "#4477aa", LLAMA: "#cc6633", "trellis": "#228833", "planned": "#66ccee"}
-COLOURS |= {"llm-compressor": "#882255", "AutoRound": "#ddaa33"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def table(rows: Sequence[Row]) -> str:
     for row in sorted(rows, key=lambda row: row.bytes):
         rivals = [peer.bytes for peer in rows if peer.family == LLAMA != row.family and peer.kl <= row.kl]
         cells = [
-            row.name + (" ○" if row.source_grid else "") + ("" if row.sources == sources() else " *"),
+            row.name + (f" {HOLLOW}" if row.source_grid else "") + ("" if row.sources == sources() else " *"),
             row.family,
             f"{row.bytes / 1e6:.2f}",
             f"{row.bits_per_weight:.3f}",
@@ -118,36 +116,3 @@ def _smaller(peer: Row, ours: Sequence[Row]) -> str:
     best = min(fitting, key=lambda row: row.kl)
     verdict = "met   " if best.kl <= peer.kl else "MISSED"
     return f"{verdict} {what}: {best.name}, {best.bytes / 1e6:.1f} MB, {best.kl:.4f}"
-
-
-# ---- picture
-
-
-def draw(rows: Sequence[Row], model: str, path: Path) -> None:
-    """Size against KL; hollow: source grids; the line is the frontier."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "paretobit"  # the same rows, the same file
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
-    best = frontier(rows)
-    axes.plot([row.bytes / 1e6 for row in best], [row.kl for row in best], color="#bbbbbb", zorder=1)
-    for family in sorted({row.family for row in rows}):
-        for hollow in (False, True):
-            group = [row for row in rows if row.family == family and row.source_grid == hollow]
-            colour = COLOURS.get(family, "#aa3377")
-            label = f"{family}, on the source's own kind of grid" if hollow else family
-            x, y = [row.bytes / 1e6 for row in group], [row.kl for row in group]
-            if group:
-                axes.scatter(x, y, s=28, color=colour, facecolors="none" if hollow else colour, label=label, zorder=2)
-    for row in rows:
-        axes.annotate(row.name, (row.bytes / 1e6, row.kl), (4, 3), textcoords="offset points", fontsize=7)
-    axes.set(yscale="log", xlabel="MB, embedding included", ylabel="KL divergence to the original, nats a token")
-    axes.set_title(f"{model}: {len(rows[0].per_window['nll'])} windows; the original is dequantized from 4 bits")
-    axes.grid(alpha=0.25, which="both")
-    axes.legend(fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    pyplot.close(figure)

@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -196,13 +196,28 @@ def measure(
 # ---- what follows from rows alone
 
 
-def frontier(rows: Iterable[Row]) -> list[Row]:
+class Spot(Protocol):
+    """What of a row its place in the picture follows from."""
+
+    name: str
+    family: str
+    bytes: int
+    source_grid: bool
+
+    @property
+    def kl(self) -> float: ...
+
+
+S = TypeVar("S", bound=Spot)
+
+
+def frontier(rows: Iterable[S]) -> list[S]:
     """The rows that no other beats in both bytes and KL, by bytes; source grids neither count nor are counted.
 
     Sizes within a thousandth are one size: plans and headers differ by some bytes where the weights do not.
     """
     fair = sorted((row for row in rows if not row.source_grid), key=lambda row: (row.bytes, row.kl))
-    best: list[Row] = []
+    best: list[S] = []
     for row in fair:
         if best and row.kl >= best[-1].kl:
             continue

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import frontier_points, frontier_report, frontier_rows
+from bench import frontier_picture, frontier_points, frontier_report, frontier_rows
 from bench.frontier_points import Calibration, Llama, Made, Ours, Peer
 from bench.frontier_rows import Original, Row, Rows, frontier, key_of, last_states, measure, paired_kl, window_id
 from bench.peers import imatrix, llama_quantize, rounders
@@ -175,9 +175,34 @@ def test_names_are_unique() -> None:
 def test_the_picture_is_the_same_for_the_same_rows(tmp_path: Path) -> None:
     rows = [row("Q3_K_M", "llama.cpp", 200, 0.1), row("w4g32 gptq", "gptq", 150, 0.01, source_grid=True)]
     for name in ("a.svg", "b.svg"):
-        frontier_report.draw(rows, "tiny", tmp_path / "new" / name)
+        frontier_picture.draw(rows, "tiny", tmp_path / "new" / name)
     drawn = (tmp_path / "new" / "a.svg").read_text()
     assert drawn == (tmp_path / "new" / "b.svg").read_text() and len(drawn) < 200_000
+
+
+def test_the_picture_of_a_document_is_that_of_its_rows() -> None:
+    rows = [
+        row("Q3_K_M", "llama.cpp", 2_000_000, 0.1),
+        row("w4g32 gptq", "gptq", 1_500_000, 0.01, source_grid=True),
+        row("--fit 2bpw", "planned", 1_000_000, 0.25),
+    ]
+    text = f"# T\n\n<!-- picture: tiny -->\n\n{frontier_report.table(rows[:2])}\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
+    text += f"<!-- picture: tiny -->\nmore\n{frontier_report.table(rows[2:])}\n<!-- picture: other -->\n"
+    text += frontier_report.table(rows[:1])
+    found = frontier_picture.written(text)
+    assert found.keys() == {"tiny", "other"}
+    facts = [(spot.name, spot.family, spot.bytes, spot.kl, spot.source_grid) for spot in found["tiny"]]
+    assert sorted(facts) == sorted((r.name, r.family, r.bytes, r.kl, r.source_grid) for r in rows)
+    assert len(found["other"]) == 1 and [spot.name for spot in frontier(found["tiny"])] == ["--fit 2bpw", "Q3_K_M"]
+    with pytest.raises(SystemExit, match="picture x has no column KL, MB"):
+        frontier_picture.written("<!-- picture: x -->\n| point | family |\n|---|---|\n| a | b |\n")
+
+
+def test_the_pictures_that_stand_in_the_document_are_its_own() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    for name, rows in frontier_picture.written((docs / "frontier.md").read_text()).items():
+        drawn = (docs / f"frontier-{name}.svg").read_text()
+        assert all(f"<!-- {spot.name} -->" in drawn for spot in rows), f"draw {name} again"
 
 
 @pytest.fixture
