@@ -27,7 +27,7 @@ from paretobit.work import DAMAGED, MANIFEST, read_bytes, read_json, write_atomi
 
 FORMAT = 2
 TENSORS, PLAN, CONFIG = "model.safetensors", "plan.json", "config.json"
-RESULTS, DETAILS, CARD = "results.jsonl", "details.json", "README.md"
+RESULTS, DETAILS, CARD, TRAINING = "results.jsonl", "details.json", "README.md", "training.jsonl"
 NEEDED = (MANIFEST, TENSORS, PLAN, CONFIG)
 EXACT = parse("fp32")
 RANGE = ".range"  # behind a tap's name: the largest magnitude of a static activation
@@ -164,7 +164,7 @@ class Artifact(Checkpoint):
 
     @cached_property
     def companions(self) -> dict[str, bytes]:
-        ours = {*NEEDED, RESULTS, DETAILS, CARD}
+        ours = {*NEEDED, RESULTS, DETAILS, CARD, TRAINING}
         return {
             file.name: file.read_bytes()
             for file in sorted(self.folder.iterdir())

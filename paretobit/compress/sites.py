@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from paretobit.compress import methods
 from paretobit.compress.basis import Basis, restored
 from paretobit.compress.methods import rtn
+from paretobit.compress.stats import TapStats
 from paretobit.planfile import Layer
+from paretobit.qtensor import QTensor
 from paretobit.scheme import Grid
 from paretobit.trellis import RING
 
@@ -52,17 +55,30 @@ class Site:
     def stacked(self) -> Tensor:  # (out of all, width)
         return torch.cat(list(self.weights.values()))
 
-    def rounded(self, factors: Tensor, importance: Tensor | None = None) -> Tensor:  # (out of all, width)
-        """The consumers as they are after factors, rounding to nearest, and the factors taken out again.
+    def rounded(self, factors: Tensor) -> Tensor:  # (producer's channels,) -> (out of all, width)
+        """The consumers as they are after factors, rounding to nearest, and the factors taken out again."""
+        return self._with(factors, lambda w, layer: rtn.nearest(w, layer.scheme.weight))
 
-        factors: (producer's channels,); importance: (width,) of columns before the factors, for the search of scales.
-        """
+    def as_planned(self, factors: Tensor, stats: TapStats) -> Tensor:  # (producer's channels,) -> (out of all, width)
+        """The same, but rounded by the methods that are planned, after `stats`, the activation's before the factors."""
+        s = factors[self.shared]
+        assert stats.hessian is not None
+        seen = TapStats(stats.width, stats.n, hessian=stats.hessian / s[:, None] / s, stream=stats.stream)
+        if self.basis is not None:
+            seen = self.basis.stats(seen)
+
+        def round_(w: Tensor, layer: Layer) -> QTensor:
+            params = methods.make_params(layer.method, layer.params)
+            found: QTensor = methods.load(layer.method).run(w, seen, layer.scheme.weight, params)
+            return found
+
+        return self._with(factors, round_)
+
+    def _with(self, factors: Tensor, round_: Callable[[Tensor, Layer], QTensor]) -> Tensor:
         s, found = factors[self.shared], []
-        weight = None if importance is None or self.basis is not None else importance / s.square()
         for name, w in self.weights.items():
             turned = w * s if self.basis is None else self.basis.forward(w * s)
-            q = rtn.nearest(turned, self.layers[name].scheme.weight, weight)
-            found.append(restored(q, self.basis, w.device) / s)
+            found.append(restored(round_(turned, self.layers[name]), self.basis, w.device) / s)
         return torch.cat(found)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from paretobit.artifact import TRAINING
 from paretobit.checkpoint.base import Checkpoint
 from paretobit.compress import moments
 from paretobit.compress.distill import Target, as_original, as_text, halved, one_step
@@ -29,7 +30,7 @@ from paretobit.progress import progress
 from paretobit.tensorfile import SafetensorsFile, write_arrays
 from paretobit.work import Work, remember, remembered
 
-STATE, LOG = "training.safetensors", "training.jsonl"
+STATE = "training.safetensors"
 ORIGINAL, TEXT = LOSSES = ("original", "text")
 WATCH = 25  # steps between two looks at the codes
 MOST_LEVELS = 16  # whose shares anybody reads
@@ -213,7 +214,7 @@ class Training:
 
     def _log(self, row: dict[str, object]) -> None:
         if self.world.leads:
-            remember(self.work.path(LOG), row)
+            remember(self.work.path(TRAINING), row)
 
     @torch.no_grad()
     def _look(self, changed: bool = True) -> None:
@@ -262,7 +263,7 @@ class Training:
         path = self.work.path(STATE)
         if not path.exists():
             if self.world.leads:
-                self.work.path(LOG).unlink(missing_ok=True)
+                self.work.path(TRAINING).unlink(missing_ok=True)
             return
         file = SafetensorsFile(path)
         self.step, self.tokens, self._looked = (int(n) for n in file.read_raw("counts"))
@@ -274,6 +275,6 @@ class Training:
             self._forget_rows_after_save()
 
     def _forget_rows_after_save(self) -> None:
-        kept = [row for row in remembered(self.work.path(LOG)) if row["step"] <= self.step]
+        kept = [row for row in remembered(self.work.path(TRAINING)) if row["step"] <= self.step]
         lines = "".join(json.dumps(row) + "\n" for row in kept)
-        self.work.path(LOG).write_text(lines)
+        self.work.path(TRAINING).write_text(lines)

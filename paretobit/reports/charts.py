@@ -302,6 +302,47 @@ def histogram(name: str, subjects: Sequence[Subject]) -> Chart | None:
     return Chart(name, _spec(lines, words, 240), words)
 
 
+def loss(name: str, subjects: Sequence[Subject]) -> Chart:
+    """Loss over the tokens that training has read, a line a trained model."""
+    rows, told = [], []
+    for subject in subjects:
+        curve = subject.training.curve if subject.training else ()
+        rows += [{"model": subject.label, "tokens": at.tokens, "y": at.loss, "scheme": ""} for at in curve]
+        if curve:
+            told.append(f"{subject.label}: from {curve[0].loss:.3g} to {curve[-1].loss:.3g}")
+    return _over_tokens(name, subjects, rows, "loss, nats a token", "Loss in training. " + "; ".join(told), ".4~g")
+
+
+def changes(name: str, subjects: Sequence[Subject]) -> Chart:
+    """Share of codes that changed between two looks, over tokens, a line a trained model and scheme."""
+    rows, told = [], []
+    for subject in subjects:
+        for scheme, looks in subject.training.looks.items() if subject.training else ():
+            moved = [(look.tokens, look.changed) for look in looks if look.changed is not None]
+            rows += [{"model": subject.label, "tokens": at, "y": share, "scheme": scheme} for at, share in moved]
+            if moved:
+                told.append(f"{subject.label}, {scheme}: {moved[0][1]:.2%} at first, {moved[-1][1]:.2%} at last")
+    words = "Share of codes that changed between two looks. " + "; ".join(told)
+    return _over_tokens(name, subjects, rows, "codes that changed", words, ".2~%")
+
+
+def _over_tokens(
+    name: str, subjects: Sequence[Subject], rows: list[dict[str, Any]], title: str, words: str, form: str
+) -> Chart:
+    """A line of y a model and scheme, over the tokens of its training."""
+    alt = altair_or_hint()
+    colours = alt.Scale(domain=[subject.label for subject in subjects])
+    line = alt.Chart(alt.Data(values=rows)).mark_line(strokeWidth=2, point={"size": 12}).encode(
+        x=alt.X("tokens:Q", title="tokens read", axis=alt.Axis(format="~s", tickCount=5, labelSeparation=8)),
+        y=alt.Y("y:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(format=form, tickCount=5)),
+        color=alt.Color("model:N", scale=colours, legend=None),
+        detail="scheme:N",
+        tooltip=[alt.Tooltip("model:N"), alt.Tooltip("scheme:N"), alt.Tooltip("tokens:Q", format=",d"),
+                 alt.Tooltip("y:Q", title=title, format=form)],
+    )  # fmt: skip
+    return Chart(name, _spec(line, words, 240), words)
+
+
 def _spec(chart: Any, words: str, height: int) -> dict[str, Any]:
     """The chart as a specification as wide as its place in the page, without altair's own look."""
     made = chart.properties(width="container", height=height, description=words).to_dict()

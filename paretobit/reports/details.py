@@ -11,10 +11,10 @@ import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from paretobit.artifact import DETAILS
 from paretobit.errors import ParetobitError
+from paretobit.reports.fields import Fields
 from paretobit.work import parse_json, read_bytes, write_atomically
 
 VERSION = 1
@@ -111,7 +111,7 @@ def read(folder: Path) -> Details | None:
         return None
     if not path.is_file():
         raise ParetobitError(f"{path} is not a file", hint=HINT)
-    source = _Source(str(path))
+    source = Fields(str(path), HINT)
     try:
         facts = parse_json(read_bytes(path, MOST_BYTES), str(path))
     except ParetobitError as why:
@@ -134,48 +134,7 @@ def read(folder: Path) -> Details | None:
     )
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Takes fields out of objects that come from the file at `path`."""
-
-    path: str
-
-    def bad(self, what: str) -> ParetobitError:
-        return ParetobitError(f"{self.path}: {what}", hint=HINT)
-
-    def field(self, facts: object, name: str) -> Any:
-        if not isinstance(facts, Mapping) or name not in facts:
-            raise self.bad(f"{name} is missing")
-        return facts[name]
-
-    def text(self, facts: object, name: str, most: int) -> str:
-        value = self.field(facts, name)
-        if type(value) is not str or len(value) > most:
-            raise self.bad(f"{name} is not a text of at most {most} characters")
-        return value
-
-    def number(self, facts: object, name: str, least: float, most: float) -> float:
-        return self.checked(self.field(facts, name), name, least, most)
-
-    def checked(self, value: object, name: str, least: float, most: float) -> float:
-        # NaN compares as false, infinity lies outside, and huge whole numbers never become floats.
-        if type(value) not in (int, float) or not least <= value <= most:  # type: ignore[operator]
-            raise self.bad(f"{name} is {reprlib.repr(value)}, not a number from {least:g} to {most:g}")
-        return float(value)  # type: ignore[arg-type]
-
-    def count(self, value: object, name: str) -> int:
-        if type(value) is not int or not 0 <= value < 1 << 53:
-            raise self.bad(f"{name} is {reprlib.repr(value)}, not a count")
-        return value
-
-    def items(self, facts: object, name: str, most: int) -> list[Any]:
-        value = self.field(facts, name)
-        if type(value) is not list or len(value) > most:
-            raise self.bad(f"{name} is not a list of at most {most} entries")
-        return value
-
-
-def _spread(source: _Source, facts: object) -> Spread:
+def _spread(source: Fields, facts: object) -> Spread:
     counts = source.items(facts, "counts", MOST_BINS)
     if not counts:
         raise source.bad("counts is empty")
@@ -193,13 +152,13 @@ def _spread(source: _Source, facts: object) -> Spread:
     )
 
 
-def _window(source: _Source, facts: object) -> Window:
+def _window(source: Fields, facts: object) -> Window:
     tokens = source.items(facts, "tokens", MOST_TOKENS)
     number = source.count(source.field(facts, "window"), "window")
     return Window(number, source.text(facts, "before", MOST_TEXT), tuple(_token(source, token) for token in tokens))
 
 
-def _token(source: _Source, facts: object) -> Token:
+def _token(source: Fields, facts: object) -> Token:
     text, kl = source.text(facts, "text", MOST_WORD), source.number(facts, "kl", 0, 1e9)
     assert isinstance(facts, Mapping)
     if ("original" in facts) != ("quantized" in facts):

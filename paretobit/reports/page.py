@@ -31,6 +31,7 @@ def page(subjects: Sequence[Subject], version: str, grid: str | None = None) -> 
         _top(subjects, heads, grid),
         _trade_offs(subjects, heads, drawn),
         _layers(subjects, drawn),
+        _training(subjects, drawn),
         _differences(subjects, drawn),
         _writing(subjects),
         _everything(subjects),
@@ -165,6 +166,40 @@ def _layers(subjects: Sequence[Subject], drawn: list[Chart]) -> Markup:
     return _section(
         "Bits, layer by layer", tag("ul", swatches, class_="key"), tag("div", figures, class_="grid"), lead=lead
     )
+
+
+def _training(subjects: Sequence[Subject], drawn: list[Chart]) -> Markup | None:
+    """How those that were trained got there; nothing where none was."""
+    trained = [(i, s, s.training) for i, s in enumerate(subjects) if s.training]
+    if not trained:
+        return None
+    key = tag("ul", [tag("li", name(i, subject)) for i, subject, _ in trained], class_="key models")
+    figures = [
+        _figure(charts.loss("chart-loss", subjects), tag("b", "Loss"), drawn),
+        _figure(charts.changes("chart-changes", subjects), tag("b", "Codes that still change"), drawn),
+    ]
+    titles = (
+        "model",
+        "scheme",
+        "steps",
+        "tokens",
+        "codes that changed at last",
+        "ranges moved by",
+        "levels, first → last",
+    )
+    head = tag("tr", [tag("th", title, scope="col") for title in titles])
+    rows = []
+    for number, subject, training in trained:
+        for scheme, looks in training.looks.items():
+            first, last = looks[0], looks[-1]
+            moved = "–" if last.changed is None else f"{last.changed:.2%} in {last.over_steps} steps"
+            levels = ", ".join(f"{a:.1%} → {b:.1%}" for a, b in zip(first.levels, last.levels, strict=False))
+            cells = (scheme, training.steps, f"{last.tokens:,}", moved, f"{last.drift:.1%}", levels or "–")
+            rows.append(tag("tr", tag("th", name(number, subject), scope="row"), [tag("td", cell) for cell in cells]))
+    table = tag("table", tag("thead", head), tag("tbody", rows), class_="figures every")
+    shown = key, tag("div", figures, class_="grid plots"), headline.box(table, "Training, scheme by scheme", "box")
+    lead = "What each step's loss was, and how many codes still moved: where few do, more steps bring little."
+    return _section("Training", *shown, lead=lead)
 
 
 def _differences(subjects: Sequence[Subject], drawn: list[Chart]) -> Markup:

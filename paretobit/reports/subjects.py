@@ -11,10 +11,11 @@ from paretobit.arch.spec import EMBED, HEAD
 from paretobit.artifact import RESULTS, Artifact
 from paretobit.errors import ParetobitError
 from paretobit.evals.energy import MEASURED, MODELLED
-from paretobit.reports import details, results
+from paretobit.reports import details, results, training
 from paretobit.reports.details import Details
 from paretobit.reports.markup import clean
 from paretobit.reports.results import Result
+from paretobit.reports.training import Training
 
 ROLES = {
     **{f"self_attn.{role}_proj.weight": role for role in ("q", "k", "v", "o")},
@@ -37,7 +38,7 @@ class Cell:
 class Subject:
     """One packed model. label: tells it from the others; original: its name, original_hash: what it was made from;
     rows: the latest of each metric and command; strangers: rows that speak of other weights and were left out;
-    details: None where nobody wrote any, or they speak of other weights."""
+    details: None where nobody wrote any, or they speak of other weights; training: None where it was not trained."""
 
     label: str
     original: str
@@ -50,6 +51,7 @@ class Subject:
     rows: tuple[Result, ...] = field(repr=False)
     strangers: int
     details: Details | None = field(repr=False)
+    training: Training | None = field(repr=False)
 
     @property
     def saved_16bit(self) -> float:
@@ -110,6 +112,7 @@ def _read(folder: Path, label: str) -> Subject:
         rows=tuple(latest.values()),
         strangers=len(known) - len(ours),
         details=seen if seen and seen.artifact == made.hash else None,
+        training=training.read(folder),
     )
 
 

@@ -159,10 +159,10 @@ def default_rate(plan: Plan, new: bool) -> float:
 
 def run(job: Job, recipe: Recipe, start: str, data: str, out: Path, overwrite: bool) -> Fit:
     """From a plan and a recipe to the packed model at `out`."""
-    from paretobit.artifact import Artifact, assemble, describe
+    from paretobit.artifact import TRAINING, Artifact, assemble, describe
     from paretobit.compress import apply
     from paretobit.compress.corpus import Corpus, gather
-    from paretobit.compress.train import LOG, Training
+    from paretobit.compress.train import Training
     from paretobit.compress.units import Units
     from paretobit.reports.card import write_card
     from paretobit.verbs.quantize import describe_job
@@ -189,7 +189,7 @@ def run(job: Job, recipe: Recipe, start: str, data: str, out: Path, overwrite: b
                 manifest = describe(source, fingerprint, corpus.record, [])
                 with work.publish() as folder:
                     assemble(folder, source, job.plan, manifest, [trained])
-                    work.take(work.path(LOG), folder)
+                    work.take(work.path(TRAINING), folder)
                     write_card(folder)
             world.wait()
     world.leave()

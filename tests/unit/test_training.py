@@ -15,13 +15,14 @@ from checkpoints import tiny_llama_folder
 
 import paretobit as pb
 from paretobit.arch.spec import EMBED, HEAD
+from paretobit.artifact import TRAINING
 from paretobit.checkpoint import Checkpoint, open_model
 from paretobit.compress import apply
 from paretobit.compress.apply import Job
 from paretobit.compress.distill import as_original, as_text, one_step
 from paretobit.compress.learner import RANGE, Learner
 from paretobit.compress.model import Decoder
-from paretobit.compress.train import LOG, STATE, Recipe, Training
+from paretobit.compress.train import STATE, Recipe, Training
 from paretobit.compress.trainable import Trainable, prepare, save_quantized, trained
 from paretobit.compress.units import Units
 from paretobit.compress.world import World
@@ -153,7 +154,7 @@ def test_killed_and_resumed_equals_uninterrupted(
         assert again.run().read_bytes() == file.read_bytes()
         for name, value in state_of(whole).items():
             assert torch.equal(value, again.learner.parameters[name]), name
-        assert again.work.path(LOG).read_text() == whole.work.path(LOG).read_text()
+        assert again.work.path(TRAINING).read_text() == whole.work.path(TRAINING).read_text()
 
 
 def test_every_window_is_seen_once_an_epoch(model: Path, tmp_path: Path) -> None:
@@ -220,7 +221,7 @@ def test_it_watches_the_codes(model: Path, tmp_path: Path) -> None:
     run = training(model, tmp_path, Recipe(30, None, rate=3e-3), to="w1.58")
     first = {name: run.learner.packed(name).codes for name in run.learner.grids}
     run.run()
-    rows = [json.loads(line) for line in run.work.path(LOG).read_text().splitlines()]
+    rows = [json.loads(line) for line in run.work.path(TRAINING).read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row]
     assert len(losses) == 30 and np.mean(losses[-5:]) < losses[0]
     looks = [row for row in rows if row.get("scheme") == "w1.58"]

@@ -1,9 +1,10 @@
 """AWQ: columns that large activations meet are enlarged before rounding, so that they lose less.
 
 Source: Lin et al., "AWQ" (arXiv 2306.00978), eq. 4-5: s = mean|X|^α, α by a grid search on the error of the outputs.
-That error is tr(ΔW H ΔWᵀ) with H = sum of x xᵀ, over all calibration tokens and from sums that merge. The paper's
-clipping, a range for every group by the same error, is the search of scales that the rounding itself makes: weighted by
-H's diagonal in gptq, and in rtn with `rtn.weighted`, which comes with this transform.
+That error is tr(ΔW H ΔWᵀ) with H = sum of x xᵀ, over all calibration tokens and from sums that merge. ΔW is what the
+planned method leaves: gptq makes up for much of what the paper's rounding to nearest loses, and wants other exponents.
+The paper's clipping, a range for every group by the same error, is the search of scales that the rounding itself makes:
+weighted by H's diagonal in gptq, and in rtn with `rtn.weighted`, which comes with this transform.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def run(site: Site, stats: TapStats, params: Params) -> tuple[Tensor, str]:
 
     def error(factors: Tensor) -> float:
         assert stats.hessian is not None
-        apart = site.rounded(factors, stats.hessian.diagonal()) - wanted
+        apart = site.as_planned(factors, stats) - wanted
         return float(torch.sum(apart @ stats.hessian * apart))
 
     return cheapest(choices, error)
