@@ -11,17 +11,23 @@ gives alone, a fifth of the clients leave in the middle, a tenth send nonsense, 
 from __future__ import annotations
 
 import argparse
+import http.client
+import io
 import json
 import random
 import re
+import socket
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -31,6 +37,7 @@ from paretobit.evals.memory import resident
 from paretobit.runtime.sampler import Sampling
 
 SLOTS, TOKENS = 8, 128
+EVENT = b"data: {"
 SHARE, RIVAL, FLAT = 0.7, 1.2, 0.05
 PARTS = ("throughput", "guesses", "load")
 SUBJECTS = (
@@ -80,26 +87,60 @@ class Spoken:
 
 
 def stream(url: str, body: dict[str, object], leave_after: int = 0) -> Spoken:
-    """One completion, streamed. leave_after: so many pieces, then the connection is cut."""
-    spoken = Spoken()
+    """One completion, streamed. leave_after: so many pieces, then the connection is cut.
+
+    Over a bare socket, and taken apart when it is over: what a client does while it listens it takes from the server,
+    whose cores it shares.
+    """
     asked = {"temperature": 0, "stream": True, "stream_options": {"include_usage": True}, **body}
-    with httpx.stream("POST", f"{url}/v1/completions", json=asked, timeout=600) as answer:
-        if answer.status_code != 200:
-            answer.read()
-            raise httpx.HTTPStatusError(answer.text, request=answer.request, response=answer)
-        for line in answer.iter_lines():
-            if not line.startswith("data: {"):
-                continue
-            chunk, now = json.loads(line[6:]), time.perf_counter()
-            if chunk.get("usage"):
-                spoken.tokens = chunk["usage"]["completion_tokens"]
-            if chunk["choices"] and chunk["choices"][0].get("text"):
-                spoken.text += chunk["choices"][0]["text"]
-                if spoken.first:
-                    spoken.gaps.append(now - spoken.last)
-                spoken.first, spoken.last = spoken.first or now, now
-                if leave_after and len(spoken.gaps) >= leave_after:
-                    return spoken
+    where, content = urlsplit(url), json.dumps(asked).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: {where.netloc}\r\ncontent-type: application/json\r\n"
+    head += f"connection: close\r\ncontent-length: {len(content)}\r\n\r\n"
+    came: list[tuple[float, bytes]] = []
+    with socket.create_connection((where.hostname, where.port or 80), timeout=600) as raw:
+        raw.sendall(head.encode() + content)
+        pieces = 0
+        while part := raw.recv(1 << 16):
+            came.append((time.perf_counter(), part))
+            pieces += part.count(EVENT)
+            if leave_after and pieces > leave_after:
+                break
+    answer = http.client.HTTPResponse(Recorded(b"".join(part for _, part in came)))  # type: ignore[arg-type]
+    answer.begin()
+    if answer.status != 200:
+        raise Refused(answer.status, answer.read().decode())
+    return Spoken() if leave_after else spoken_of(answer.read(), came)
+
+
+class Recorded(io.BytesIO):
+    """What a socket gave, for http.client."""
+
+    def makefile(self, mode: str) -> io.BytesIO:
+        return self
+
+
+class Refused(Exception):
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(f"{status}: {text}")
+        self.status = status
+
+
+def spoken_of(body: bytes, came: Sequence[tuple[float, bytes]]) -> Spoken:
+    """What all events of an answer say, each at the time of the part in which it begins."""
+    whole, ends = b"".join(part for _, part in came), list(accumulate(len(part) for _, part in came))
+    times = [came[bisect_right(ends, found.start())][0] for found in re.finditer(re.escape(EVENT), whole)]
+    lines = [line for line in body.decode().splitlines() if line.startswith(EVENT.decode())]
+    assert len(lines) == len(times)
+    spoken = Spoken()
+    for now, line in zip(times, lines, strict=True):
+        chunk = json.loads(line[6:])
+        if chunk.get("usage"):
+            spoken.tokens = chunk["usage"]["completion_tokens"]
+        if chunk["choices"] and chunk["choices"][0].get("text"):
+            spoken.text += chunk["choices"][0]["text"]
+            if spoken.first:
+                spoken.gaps.append(now - spoken.last)
+            spoken.first, spoken.last = spoken.first or now, now
     return spoken
 
 
@@ -225,8 +266,8 @@ class Load:
                         self.answers.append((prompt, most, spoken.text))
                         self.gaps += spoken.gaps
                     self._count("finished")
-            except httpx.HTTPStatusError as why:
-                assert why.response.status_code == 429, why.response.text
+            except Refused as why:
+                assert why.status == 429, why
                 self._count("busy")
 
     def _count(self, what: str) -> None:

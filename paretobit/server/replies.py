@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -82,25 +83,27 @@ class Stream(Reply):
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
         headers += [(name.encode(), value.encode()) for name, value in NO_STORE.items()]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        try:
-            async for chunk in self._chunks:
-                await self._send(send, chunk)
-        except TimeoutError:
-            log.info("a client does not read its answer")
-            return
-        except Exception as why:
-            await self._send(send, explained(why).to_json())
-        await _pass(send, b"" if self._named else b"data: [DONE]\n\n", more=False)
+        with anyio.CancelScope() as patience:  # one for all pieces: a scope a piece costs as much as sending it
 
-    async def _send(self, send: Send, chunk: dict[str, Any]) -> None:
+            async def pass_on(text: str, more: bool = True) -> None:
+                patience.deadline = anyio.current_time() + PATIENCE
+                body = text.encode("utf-8", "replace")
+                await send({"type": "http.response.body", "body": body, "more_body": more})
+                patience.deadline = math.inf
+
+            try:
+                async for chunk in self._chunks:
+                    await pass_on(self._event(chunk))
+            except Exception as why:
+                await pass_on(self._event(explained(why).to_json()))
+            await pass_on("" if self._named else "data: [DONE]\n\n", more=False)
+        if patience.cancelled_caught:
+            log.info("a client does not read its answer")
+
+    def _event(self, chunk: dict[str, Any]) -> str:
         text = json.dumps(chunk, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         name = f"event: {chunk['type']}\n" if self._named and "type" in chunk else ""
-        await _pass(send, f"{name}data: {text}\n\n".encode("utf-8", "replace"))
-
-
-async def _pass(send: Send, body: bytes, more: bool = True) -> None:
-    with anyio.fail_after(PATIENCE):
-        await send({"type": "http.response.body", "body": body, "more_body": more})
+        return f"{name}data: {text}\n\n"
 
 
 def explained(why: Exception) -> ApiError:
