@@ -187,6 +187,7 @@ AFFINE = ("w8g64", "w6g64", "w5g64", "w4g64", "w4g128", "w3g64", "w3g128", "w2g6
 TRELLIS = ("w4t", "w3t", "w2t", "w1t")
 # The embedding as narrow as the blocks, and two steps wider: beside the default these are what one can ask for by hand.
 EMBEDS = (("w2t", "w2t"), ("w2t", "w3t"), ("w3t", "w3t"), ("w3t", "w5"), ("w4t", "w6"))
+NARROW = (("gate_proj", "w2t"), ("up_proj", "w2t"))
 WISHES = ("2bpw", "2.25bpw", "2.454bpw", "2.75bpw", "3.03bpw", "3.243bpw", "3.6bpw", "4.032bpw", "4.243bpw")
 OURS: tuple[Point, ...] = (
     *(Ours(scheme, method) for method in ("rtn", "gptq") for scheme in AFFINE),
@@ -195,7 +196,8 @@ OURS: tuple[Point, ...] = (
     Ours("w4t", "trellis", {"embed": "w4t"}),
     *(Ours(scheme, "trellis", {"recover": False}, "not trained") for scheme in ("w3t", "w2t")),
     Ours("w3t", "trellis", mix=(("k_proj", "w4t"), ("v_proj", "w4t"))),
-    Ours("w3t", "trellis", mix=(("gate_proj", "w2t"), ("up_proj", "w2t"))),
+    Ours("w3t", "trellis", mix=NARROW),
+    Ours("w3t", "trellis", {"recover": False}, "gate_proj w2t, up_proj w2t, not trained", NARROW),
     Ours("w2t", "trellis", mix=(("v_proj", "w3t"),)),
     *(Ours(scheme, "trellis", {"embed": embed}) for scheme, embed in EMBEDS),
     *(Ours("plan", "planned", {"fit": (wish,)}, f"--fit {wish}") for wish in WISHES),

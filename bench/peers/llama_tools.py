@@ -44,7 +44,7 @@ def tools() -> dict[str, Path]:
 
 def sources(folder: Path) -> Path:
     """The tree of llama.cpp inside the source package that pip downloads into `folder`."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python"]
     subprocess.run([*command, "--dest", folder, f"llama-cpp-python=={VERSION}"], check=True)
     (archive,) = folder.glob("llama_cpp_python-*.tar.gz")
     with tarfile.open(archive) as packed:
