@@ -13,7 +13,7 @@ from paretobit.reports.compare import Reading, frontier, headlines, holds, readi
 from paretobit.reports.results import Result
 from paretobit.reports.subjects import Subject
 
-SUBJECT = Subject("a", "tiny", "h", 1000, 8000, 2.0, 1, (), (), 0, None)
+SUBJECT = Subject("a", "tiny", "h", 1000, 8000, 2.0, 1, (), (), 0, None, None)
 ROW = Result("kl_divergence", 0.5, "nats", 80, 0.01, "x", "machine", "eval text")
 
 
