@@ -202,7 +202,9 @@ def test_the_pictures_that_stand_in_the_document_are_its_own() -> None:
     docs = Path(__file__).parents[2] / "docs"
     for name, rows in frontier_picture.written((docs / "frontier.md").read_text()).items():
         drawn = (docs / f"frontier-{name}.svg").read_text()
-        names = [spot.name.replace("--", "- -") for spot in rows]  # as XML wants it in a comment
+        names = [
+            spot.name.replace("--", "- -") for spot in rows if spot.kl
+        ]  # as XML wants it in a comment; log(0) is nowhere
         assert all(f"<!-- {found} -->" in drawn for found in names), f"draw {name} again"
 
 
