@@ -116,7 +116,7 @@ class Decoder:
             x = F.embedding(where, self._embedding_rows(ids.numpy(force=True)))
         else:
             x = F.embedding(ids, self.tensor(EMBED))
-        x = x.float()
+        x = x.float() if self._half else x
         return x if self.arch.embed_scale == 1.0 else x * self.arch.embed_scale
 
     def _embedding_rows(self, ids: np.ndarray) -> Tensor:  # (n,) ascending -> (n, hidden)
