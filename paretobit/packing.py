@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from paretobit.errors import ParetobitError
+from paretobit.pieces import pieces
 from paretobit.scheme import Grid
 from paretobit.trellis import RING
 
@@ -105,8 +106,7 @@ class Layout:
 
     def chunks(self) -> Iterator[slice]:
         """The tiles, a bounded number of codes at a time."""
-        step = max(1, CHUNK // (self.tile * self.padded))
-        return (slice(at, min(at + step, self.tiles)) for at in range(0, self.tiles, step))
+        return pieces(self.tiles, CHUNK, self.tile * self.padded)
 
 
 def pack(codes: np.ndarray, grid: Grid) -> np.ndarray:  # (out, in) -> (tiles, tile_bytes)

@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # An importer's layer must not lie below what it imports. Same layer: allowed inside one folder only.
 LAYERS = [
-    {"errors", "scheme", "progress"},
+    {"errors", "scheme", "progress", "pieces"},
     {"trellis", "rotation", "budget"},
     {"qtensor", "work"},
     {"native", "packing", "scales", "tensorfile", "profile"},

@@ -28,6 +28,7 @@ from paretobit.compress.stats import ABSMAX, BESIDE, GUIDE, TapStats
 from paretobit.compress.statsfile import StatsFolder
 from paretobit.compress.world import World, fast_in_half
 from paretobit.errors import ParetobitError
+from paretobit.pieces import pieces
 from paretobit.planfile import Layer, Plan, activation, folding, is_embedding
 from paretobit.progress import progress, say
 from paretobit.qtensor import QTensor
@@ -329,7 +330,7 @@ def round_rows(
 
     `rows(slice)` gives float32 (part, in). With several processes the owner rounds and the others receive.
     """
-    parts = [slice(i, min(i + ROWS_PER_CHUNK, shape[0])) for i in range(0, shape[0], ROWS_PER_CHUNK)]
+    parts = list(pieces(shape[0], ROWS_PER_CHUNK))
     if not quantized(layer):
         return np.concatenate([float_arrays(rows(part).cpu().numpy(), layer.scheme)[1] for part in parts])
     grid, method = layer.scheme.weight, methods.load(layer.method)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from paretobit.compress.model import Decoder, finish
+from paretobit.pieces import pieces
 
 Weights = Callable[[int], dict[str, Tensor]]  # of one layer
 LOGITS = 1 << 24  # that are alive together
@@ -38,11 +39,4 @@ def backward(decoder: Decoder, weights: Weights, states: list[Tensor], gradient:
 
 def head_pieces(tokens: int, vocab: int) -> Iterator[slice]:
     """All tokens, so many at a time that their logits need a bounded amount of memory."""
-    return pieces(tokens, vocab, LOGITS)
-
-
-def pieces(rows: int, width: int, most: int) -> Iterator[slice]:
-    """All rows in order, so many at a time that they have at most so many elements; at least one."""
-    step = max(1, most // width)
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
+    return pieces(tokens, LOGITS, vocab)

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paretobit.compress.backward import LOGITS, backward, forward, pieces
+from paretobit.compress.backward import LOGITS, backward, forward
 from paretobit.compress.model import Decoder
+from paretobit.pieces import pieces
 
 HELD = 2 * LOGITS  # that are alive together, three times: the model's, the original's and the gradient
 AT_ONCE = 1 << 20  # logits that become probabilities together: what a cache holds
@@ -67,7 +68,7 @@ def one_step(student: Student, target: Target, ids: Tensor, share: float = 1.0) 
 def _head(student: Student, target: Target, x: Tensor, share: float) -> tuple[float, Tensor]:
     """(mean loss, `share` of its gradient at x (n, hidden))."""
     x, loss = x.detach().requires_grad_(), 0.0
-    for part in pieces(len(x), student.decoder.arch.vocab, HELD):
+    for part in pieces(len(x), HELD, student.decoder.arch.vocab):
         with torch.enable_grad():
             logits = student.logits(x[part])
         with torch.no_grad():
@@ -119,7 +120,7 @@ def _by_rows(
     """A Target's answer, from `one`, which gives the loss of some rows and its gradient, both float32, for their log
     probabilities, which it may overwrite."""
     gradient, loss = torch.empty_like(logits), 0.0
-    for rows in pieces(len(logits), logits.shape[1], AT_ONCE):
+    for rows in pieces(len(logits), AT_ONCE, logits.shape[1]):
         found, slope = one(rows, F.log_softmax(logits[rows].float(), -1))
         loss += float(found)
         gradient[rows] = slope.mul_(factor)

@@ -19,6 +19,7 @@ from torch import Tensor
 from paretobit.arch.spec import EMBED, FINAL_NORM, HEAD, Arch
 from paretobit.compress.rope import Rotary
 from paretobit.errors import ParetobitError
+from paretobit.pieces import pieces
 
 Cache = tuple[Tensor, Tensor]  # keys and values of one layer, each (b, kv_heads, capacity, head_dim)
 Watch = Callable[[str, Tensor], Tensor]  # a matrix's name and its outputs; returns what goes on
@@ -168,11 +169,10 @@ class Decoder:
     def multiplied_by_head(self, x: Tensor) -> Tensor:  # (…, hidden) -> (…, vocab)
         """Logits of what stands behind the final norm, a piece of the vocabulary at a time."""
         name, vocab = EMBED if self.arch.tied else HEAD, self.arch.vocab
-        pieces = [slice(row, min(row + HEAD_ROWS, vocab)) for row in range(0, vocab, HEAD_ROWS)]
         if torch.is_grad_enabled():  # autograd would copy all logits once a piece written into them
-            return torch.cat([F.linear(x, self.tensor(name, rows)) for rows in pieces], -1)
+            return torch.cat([F.linear(x, self.tensor(name, rows)) for rows in pieces(vocab, HEAD_ROWS)], -1)
         logits = x.new_empty(*x.shape[:-1], vocab)
-        for rows in pieces:
+        for rows in pieces(vocab, HEAD_ROWS):
             logits[..., rows] = F.linear(x, self.tensor(name, rows))
         return logits
 

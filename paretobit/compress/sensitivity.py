@@ -24,6 +24,7 @@ from paretobit.compress.model import Decoder
 from paretobit.compress.sampling import sample
 from paretobit.compress.units import Units
 from paretobit.costs import Costs
+from paretobit.pieces import pieces
 from paretobit.planfile import matrices
 from paretobit.progress import progress
 from paretobit.tensorfile import SafetensorsFile, write_arrays
@@ -107,8 +108,7 @@ class Chunk:
         flat = z.detach().flatten(0, 1)
         drawn, norm = self._draw(flat)
         found, sums = torch.zeros_like(flat), torch.zeros(len(self.bank), len(flat), device=flat.device)
-        for start in range(0, decoder.arch.vocab, VOCABULARY_ROWS):
-            rows = slice(start, min(start + VOCABULARY_ROWS, decoder.arch.vocab))
+        for rows in pieces(decoder.arch.vocab, VOCABULARY_ROWS):
             weight, errors = decoder.tensor(name, rows), self._errors(name, rows)
             for part in head_pieces(len(flat), len(weight)):
                 g = (F.linear(flat[part], weight) - norm[part, None]).exp_().neg_()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from paretobit.errors import ParetobitError
+from paretobit.pieces import pieces
 
 # (tokens (b, t) int64, first) -> logits of positions first..t-1, float32 (b, t - first, vocab)
 Logits = Callable[[np.ndarray, int], np.ndarray]
@@ -46,8 +47,7 @@ def scored_tokens(size: int) -> int:
 
 def row_chunks(rows: int, vocab: int) -> Iterator[slice]:
     """Slices over `rows` whose logits fit the scratch."""
-    step = max(1, SCRATCH_ELEMENTS // vocab)
-    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+    return pieces(rows, SCRATCH_ELEMENTS, vocab)
 
 
 def score_rows(logits: np.ndarray, targets: np.ndarray, scratch: np.ndarray) -> Rows:

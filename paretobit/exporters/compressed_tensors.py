@@ -18,7 +18,7 @@ import numpy as np
 from paretobit.artifact import Artifact
 from paretobit.exporters import Request, Stored
 from paretobit.exporters.folder import plain_config, stored_as, words, write_documents
-from paretobit.exporters.steps import Steps, nearest, pieces, read, span, unfit, width
+from paretobit.exporters.steps import Steps, nearest, read, row_pieces, span, unfit, width
 from paretobit.planfile import is_embedding
 from paretobit.scheme import FLOATS, STATIC, Grid
 from paretobit.tensorfile import DTYPES as SIZES
@@ -168,7 +168,7 @@ def write(packed: Artifact, path: Path, stored: Mapping[str, Stored], request: R
                 array = chosen[name].arrays(read(packed, name, chosen[name].instead))[suffix]
                 writer.write(entry, array.astype(SIZES[entries[entry][0]], copy=False))
             else:
-                for rows in pieces(packed, entry):
+                for rows in row_pieces(packed, entry):
                     writer.write(entry, words(packed.read(entry, rows), request.dtype))
     more = {"quantization_config": _config(packed, chosen)} if chosen else {}
     write_documents(path, packed, plain_config(packed, request.dtype, **more))

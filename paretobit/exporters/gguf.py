@@ -23,7 +23,7 @@ from paretobit.errors import ParetobitError
 from paretobit.exporters import Request, Stored
 from paretobit.exporters.gguf_types import encoded, smallest
 from paretobit.exporters.gguf_vocab import vocabulary
-from paretobit.exporters.steps import nearest, pieces, read, unfit
+from paretobit.exporters.steps import nearest, read, row_pieces, unfit
 from paretobit.scheme import FLOATS, parse
 
 DTYPES = ("float32",)
@@ -109,7 +109,7 @@ def _raw(packed: Artifact, name: str, how: Stored) -> np.ndarray:
     instead = SCHEMES[how.kind] if how.loss else ""
     grid = parse(instead).weight if instead else scheme.weight
     found = []
-    for rows in pieces(packed, name) if order is None else [slice(None)]:
+    for rows in row_pieces(packed, name) if order is None else [slice(None)]:
         steps = read(packed, name, instead, rows)
         steps = steps if order is None else steps.rows(order)
         raw = encoded(how.kind, steps, grid)

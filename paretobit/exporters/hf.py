@@ -8,7 +8,7 @@ from pathlib import Path
 from paretobit.artifact import Artifact
 from paretobit.exporters import Request, Stored
 from paretobit.exporters.folder import KINDS, plain_config, stored_as, words, write_documents
-from paretobit.exporters.steps import pieces
+from paretobit.exporters.steps import row_pieces
 from paretobit.tensorfile import TensorWriter
 
 DTYPES = tuple(KINDS)
@@ -26,6 +26,6 @@ def write(packed: Artifact, path: Path, stored: Mapping[str, Stored], request: R
     entries = {name: (stored_as(request.dtype), packed.shape(name)) for name in stored}
     with TensorWriter(path / "model.safetensors", entries, {"format": "pt"}) as writer:
         for name in entries:
-            for rows in pieces(packed, name):
+            for rows in row_pieces(packed, name):
                 writer.write(name, words(packed.read(name, rows), request.dtype))
     write_documents(path, packed, plain_config(packed, request.dtype))

@@ -7,6 +7,7 @@ format does not know, becomes smaller groups that repeat a scale. So every affin
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from paretobit import native
 from paretobit.artifact import Artifact
 from paretobit.errors import ParetobitError
+from paretobit.pieces import pieces
 from paretobit.qtensor import QTensor, spread
 from paretobit.scheme import FLOATS, Grid, Scheme, parse
 
@@ -116,7 +118,6 @@ def read(packed: Artifact, name: str, instead: str = "", rows: slice = slice(Non
     return steps(packed.qtensor(name, rows), name)
 
 
-def pieces(packed: Artifact, name: str) -> list[slice]:
+def row_pieces(packed: Artifact, name: str) -> Iterator[slice]:
     """All rows of a matrix, some at a time."""
-    count = packed.shape(name)[0]
-    return [slice(at, min(at + ROWS, count)) for at in range(0, count, ROWS)]
+    return pieces(packed.shape(name)[0], ROWS)

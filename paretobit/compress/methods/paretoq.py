@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from paretobit.checkpoint.paretoq import LEAST, step
-from paretobit.compress.backward import pieces
 from paretobit.compress.grid import dequant
 from paretobit.errors import ParetobitError
+from paretobit.pieces import pieces
 from paretobit.qtensor import QTensor
 from paretobit.scheme import Grid
 
@@ -125,7 +125,7 @@ class _Fake(torch.autograd.Function):
         ctx.save_for_backward(w, alpha)
         ctx.grid = grid
         made = torch.empty_like(w)
-        for rows in pieces(len(w), w.shape[1], AT_ONCE):
+        for rows in pieces(len(w), AT_ONCE, w.shape[1]):
             scale = spread(stored_scale(alpha[rows], grid), grid, w.shape[1])
             torch.mul(_code(w[rows] / scale, grid).sub_(grid.offset), scale, out=made[rows])
         return made
@@ -138,7 +138,7 @@ class _Fake(torch.autograd.Function):
         share = 1 / math.sqrt(w.numel() * _largest(grid))
         to_w = torch.empty_like(w) if ctx.needs_input_grad[0] else None
         to_alpha = torch.empty_like(alpha) if ctx.needs_input_grad[1] else None
-        for rows in pieces(len(w), w.shape[1], AT_ONCE):
+        for rows in pieces(len(w), AT_ONCE, w.shape[1]):
             u = w[rows] / spread(stored_scale(alpha[rows], grid), grid, w.shape[1])  # in steps; x = u · step
             inside = (u >= low) & (u <= high)
             if to_alpha is not None:
