@@ -15,7 +15,7 @@ from pathlib import Path
 from paretobit.artifact import DETAILS
 from paretobit.errors import ParetobitError
 from paretobit.reports.fields import Fields
-from paretobit.work import parse_json, read_bytes, write_atomically
+from paretobit.work import write_atomically
 
 VERSION = 1
 MOST_BYTES = 1_000_000
@@ -106,16 +106,11 @@ def write(folder: Path, details: Details) -> None:
 
 def read(folder: Path) -> Details | None:
     """The details in `folder`, None where nobody wrote any. Raises ParetobitError naming the file and the field."""
-    path = folder / DETAILS
-    if not path.exists() and not path.is_symlink():
+    source = Fields(str(folder / DETAILS), HINT)
+    content = source.content(MOST_BYTES)
+    if content is None:
         return None
-    if not path.is_file():
-        raise ParetobitError(f"{path} is not a file", hint=HINT)
-    source = Fields(str(path), HINT)
-    try:
-        facts = parse_json(read_bytes(path, MOST_BYTES), str(path))
-    except ParetobitError as why:
-        raise ParetobitError(why.message, hint=HINT) from None
+    facts = source.parsed(content)
     if type(facts.get("version")) is not int or facts["version"] != VERSION:
         raise source.bad(f"version {reprlib.repr(facts.get('version'))}, expected {VERSION}")
     windows = source.items(facts, "windows", MOST_WINDOWS)

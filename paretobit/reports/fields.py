@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from paretobit.errors import ParetobitError
+from paretobit.work import parse_json, read_bytes
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,28 @@ class Fields:
 
     path: str
     hint: str
+
+    def content(self, most: int) -> bytes | None:
+        """All of the file, at most so many bytes; None where there is none."""
+        path = Path(self.path)
+        if not path.exists() and not path.is_symlink():
+            return None
+        if not path.is_file():
+            raise ParetobitError(f"{path} is not a file", hint=self.hint)
+        with self._hinted():
+            return read_bytes(path, most)
+
+    def parsed(self, text: bytes | str, where: str = "") -> dict:
+        """A JSON object; where: in the file, for people."""
+        with self._hinted():
+            return parse_json(text, self.path + where)
+
+    @contextmanager
+    def _hinted(self) -> Iterator[None]:
+        try:
+            yield
+        except ParetobitError as why:
+            raise ParetobitError(why.message, hint=self.hint) from None
 
     def bad(self, what: str) -> ParetobitError:
         return ParetobitError(f"{self.path}: {what}", hint=self.hint)

@@ -5,14 +5,11 @@ The file comes with the model, so nobody vouches for it: every field is checked 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from paretobit.artifact import TRAINING
-from paretobit.errors import ParetobitError
 from paretobit.reports.fields import Fields
-from paretobit.work import parse_json, read_bytes
 
 MOST_BYTES = 64 << 20
 MOST_LEVELS, MOST_NAME = 64, 40
@@ -52,15 +49,14 @@ class Training:
 
 def read(folder: Path) -> Training | None:
     """How the model in `folder` was trained, None where it was not. Raises ParetobitError naming file and field."""
-    path = folder / TRAINING
-    if not path.exists() and not path.is_symlink():
+    source = Fields(str(folder / TRAINING), HINT)
+    content = source.content(MOST_BYTES)
+    if content is None:
         return None
-    if not path.is_file():
-        raise ParetobitError(f"{path} is not a file", hint=HINT)
-    source, tokens = Fields(str(path), HINT), {0: 0}
-    steps: list[Stretch] = []
+    tokens, steps = {0: 0}, list[Stretch]()
     looks: dict[str, list[Look]] = {}
-    for facts in _lines(path):
+    for number, line in enumerate(content.split(b"\n")[:-1], 1):  # a kill may have cut the last line short
+        facts = source.parsed(line, f", line {number}")
         step = source.count(source.field(facts, "step"), "step")
         if "loss" in facts:
             seen = source.count(source.field(facts, "tokens"), "tokens")
@@ -76,16 +72,6 @@ def read(folder: Path) -> Training | None:
     if not steps:
         return None
     return Training(len(steps), _curve(steps), {scheme: _thinned(rows) for scheme, rows in looks.items()})
-
-
-def _lines(path: Path) -> Iterator[dict]:
-    """Every line as an object. A last line that a kill cut short is left out."""
-    text = read_bytes(path, MOST_BYTES).decode("utf-8", "replace")
-    for number, line in enumerate(text.split("\n")[:-1], 1):
-        try:
-            yield parse_json(line, f"{path}, line {number}")
-        except ParetobitError as why:
-            raise ParetobitError(why.message, hint=HINT) from None
 
 
 def _look(source: Fields, facts: dict, tokens: int) -> Look:
