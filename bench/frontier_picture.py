@@ -8,6 +8,7 @@ same, whatever a cache has lost. Needs matplotlib.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
 from collections.abc import Sequence
@@ -55,6 +56,12 @@ def _cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip().strip("|").split("|")]
 
 
+def mark_of(rows: Sequence[Spot]) -> str:
+    """What a picture of these rows carries, and no picture of others."""
+    facts = sorted((row.name, row.family, row.bytes, row.kl, row.source_grid) for row in rows)
+    return f"rows {hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
+
+
 def draw(rows: Sequence[Spot], title: str, path: Path) -> None:
     """Size against KL; hollow: source grids; the line is the frontier."""
     import matplotlib
@@ -81,7 +88,7 @@ def draw(rows: Sequence[Spot], title: str, path: Path) -> None:
     axes.grid(alpha=0.25, which="both")
     axes.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    figure.savefig(path, metadata={"Date": None, "Description": mark_of(rows)} if path.suffix == ".svg" else None)
     pyplot.close(figure)
 
 

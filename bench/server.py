@@ -105,11 +105,16 @@ def stream(url: str, body: dict[str, object], leave_after: int = 0) -> Spoken:
             pieces += part.count(EVENT)
             if leave_after and pieces > leave_after:
                 break
-    answer = http.client.HTTPResponse(Recorded(b"".join(part for _, part in came)))  # type: ignore[arg-type]
+    whole = b"".join(part for _, part in came)
+    answer = http.client.HTTPResponse(Recorded(whole))  # type: ignore[arg-type]
     answer.begin()
     if answer.status != 200:
         raise Refused(answer.status, answer.read().decode())
-    return Spoken() if leave_after else spoken_of(answer.read(), came)
+    if leave_after:
+        return Spoken()
+    ends = list(accumulate(len(part) for _, part in came))
+    times = [came[bisect_right(ends, found.start())][0] for found in re.finditer(re.escape(EVENT), whole)]
+    return spoken_of(answer.read(), times)
 
 
 class Recorded(io.BytesIO):
@@ -125,12 +130,9 @@ class Refused(Exception):
         self.status = status
 
 
-def spoken_of(body: bytes, came: Sequence[tuple[float, bytes]]) -> Spoken:
-    """What all events of an answer say, each at the time of the part in which it begins."""
-    whole, ends = b"".join(part for _, part in came), list(accumulate(len(part) for _, part in came))
-    times = [came[bisect_right(ends, found.start())][0] for found in re.finditer(re.escape(EVENT), whole)]
+def spoken_of(body: bytes, times: Sequence[float]) -> Spoken:
+    """What all events of an answer say, each at the time at which it began to come."""
     lines = [line for line in body.decode().splitlines() if line.startswith(EVENT.decode())]
-    assert len(lines) == len(times)
     spoken = Spoken()
     for now, line in zip(times, lines, strict=True):
         chunk = json.loads(line[6:])

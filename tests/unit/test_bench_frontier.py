@@ -206,6 +206,7 @@ def test_the_pictures_that_stand_in_the_document_are_its_own() -> None:
             spot.name.replace("--", "- -") for spot in rows if spot.kl
         ]  # as XML wants it in a comment; log(0) is nowhere
         assert all(f"<!-- {found} -->" in drawn for found in names), f"draw {name} again"
+        assert frontier_picture.mark_of(rows) in drawn, f"draw {name} again"
 
 
 @pytest.fixture
