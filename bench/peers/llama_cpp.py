@@ -141,9 +141,19 @@ def peer_python(given: str | None) -> Path:
     if not (folder / "ready").exists():
         print(f"installing llama-cpp-python {VERSION} into {folder}: it is compiled", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", f"llama-cpp-python=={VERSION}"], check=True)
+        command = [python, "-m", "pip", "install", "--quiet", "--no-cache-dir"]  # a kept wheel may be of another CPU
+        subprocess.run([*command, f"llama-cpp-python=={VERSION}"], check=True, env=compiling())
         (folder / "ready").touch()
     return python
+
+
+def compiling() -> dict[str, str]:
+    """The environment to compile llama.cpp in.
+
+    GCC 12 takes `ldtilecfg` to read 8 bytes of its 64 and drops the stores of the others as dead, so that the first
+    product on a CPU with AMX faults. Without that pass llama.cpp keeps AMX.
+    """
+    return os.environ | {"CXXFLAGS": f"{os.environ.get('CXXFLAGS', '')} -fno-tree-dse -fno-dse".strip()}
 
 
 def kept(source: Checkpoint, kind: str) -> Path:

@@ -15,7 +15,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from bench.peers.llama_cpp import VERSION
+from bench.peers.llama_cpp import VERSION, compiling
 from paretobit.work import cache_folder
 
 TOOLS = ("llama-quantize", "llama-imatrix")
@@ -56,7 +56,8 @@ def build(source: Path, folder: Path) -> Path:
     """The folder of programs. Statically linked: they are moved out of the build."""
     flags = ["-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", *(f"-D{name}=OFF" for name in OFF)]
     log = subprocess.DEVNULL
-    subprocess.run(["cmake", "-G", "Ninja", "-S", source, "-B", folder, *flags], check=True, stdout=log)
+    configure = ["cmake", "-G", "Ninja", "-S", source, "-B", folder, *flags]
+    subprocess.run(configure, check=True, stdout=log, env=compiling())
     subprocess.run(["nice", "-n", "10", "ninja", "-C", folder, "-j", "1", *TOOLS], check=True, stdout=log)
     return folder / "bin"
 
