@@ -33,6 +33,7 @@ from paretobit.work import Work, remember, remembered
 STATE = "training.safetensors"
 ORIGINAL, TEXT = LOSSES = ("original", "text")
 WATCH = 25  # steps between two looks at the codes
+MOST_SHARE = 3.0  # of the rate, for norms, which are much larger than weights
 MOST_LEVELS = 16  # whose shares anybody reads
 
 
@@ -41,9 +42,9 @@ class Recipe:
     """What decides a training but model, plan and data.
 
     steps, seconds: how long, one of the two; batch: windows a step, `at_once` of them in memory together; rate: of
-    AdamW, on weights, ranges and norms, along one cosine to 0 after `warmup` of the way; loss: one of LOSSES;
-    half: products are of bf16 numbers; refresh: steps after which methods choose anew what they hold on to; seed: of
-    the data's order.
+    AdamW on weights of the usual size, and on every tensor in proportion to its own, along one cosine to 0 after
+    `warmup` of the way; loss: one of LOSSES; half: products are of bf16 numbers; refresh: steps after which methods
+    choose anew what they hold on to; seed: of the data's order.
     """
 
     steps: int | None
@@ -89,7 +90,8 @@ class Training:
         original = self.recipe.loss == ORIGINAL
         self.teacher = Decoder(self.source, device=self.device, half=self.recipe.half) if original else None
         named = self.learner.parameters
-        groups = [{"params": [value], "share": self._share(name)} for name, value in named.items()]
+        shares = self._shares()
+        groups = [{"params": [value], "share": shares[name]} for name, value in named.items()]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
         self.step, self.tokens, self.elapsed = 0, 0, 0.0
         self._first = {name: value.detach().clone() for name, value in named.items() if name.endswith(RANGE)}
@@ -113,12 +115,15 @@ class Training:
         return self.recipe.rate * rising * (1 + math.cos(math.pi * way)) / 2
 
     @torch.no_grad()
-    def _share(self, name: str) -> float:
-        """Of the rate: a step of a grid of many levels is much smaller than its weights, and moves as much slower."""
-        if not name.endswith(RANGE):
-            return 1.0
-        ranges, weights = (self.learner.parameters[n].abs().mean() for n in (name, name.removesuffix(RANGE)))
-        return min(1.0, float(ranges / weights.clamp_min(1e-12)))
+    def _shares(self) -> dict[str, float]:
+        """Of the rate, by parameter: each moves in proportion to its size, matrices on the whole at the rate itself, a
+        range as its weights but where it is smaller: a step of a grid of many levels."""
+        sizes = {name: float(value.abs().mean()) for name, value in self.learner.parameters.items()}
+        counts = {name: math.prod(shape) for name, shape in self.source.arch.shapes().items() if len(shape) > 1}
+        usual = max(1e-12, sum(sizes[name] * n for name, n in counts.items()) / sum(counts.values()))
+        return {
+            name: min(MOST_SHARE, min(size, sizes[name.removesuffix(RANGE)]) / usual) for name, size in sizes.items()
+        }
 
     def batch(self) -> Tensor:
         """int64 (windows, tokens): this process's part of a step's windows, in an order that only the seed decides."""

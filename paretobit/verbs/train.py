@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from paretobit.errors import ParetobitError
-from paretobit.planfile import SELF, Plan, Settings
+from paretobit.planfile import ROTATE, SELF, Plan, Settings
 from paretobit.progress import say
+from paretobit.scheme import parse
 from paretobit.verbs.deciding import asked
 from paretobit.verbs.quantize import Fit, parse_set, show
 from paretobit.verbs.verb import Option, Verb
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from paretobit.compress.train import Recipe
 
 ROUNDED, RTN, WEIGHTS = INITS = ("rounded", "rtn", "weights")
+OWN = "none"  # of the transforms: the model's own basis
 SPAN = re.compile(r"(?P<count>[0-9]+(?:\.[0-9]+)?)(?P<unit>s|m|h)")
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 CALIBRATION_WINDOWS = 64  # of the data, for the rounding that training starts from
@@ -34,6 +36,9 @@ def train(
     to: Annotated[str | None, Option("Scheme of the blocks' matrices: w1, w1.58, w2, w3, w4, w2g64s …")] = None,
     plan: Annotated[str | None, Option("Or a plan (JSON): any mixture of such schemes.")] = None,
     embed: Annotated[str | None, Option("Scheme of embedding and head (default: one step wider).")] = None,
+    transform: Annotated[
+        str | None, Option("Basis of the weights: rotate (default of MODEL to 2 bits), or none: its own.")
+    ] = None,
     data: Annotated[str, Option("Text to train on: FILE.txt, FILE.jsonl, or self: the model's own.")] = SELF,
     tokens: Annotated[int | None, Option("Tokens of it, seen again and again (default: all, of self 131072).")] = None,
     steps: Annotated[int | None, Option("How long: steps, each of --batch windows of 512 tokens.")] = None,
@@ -70,7 +75,7 @@ def train(
     if from_scratch and distill:
         raise ParetobitError("a new model has no original to learn from", hint="leave --distill out")
     first = started(init, from_scratch)
-    decided = trained_plan(source, to, plan, embed, options)
+    decided = trained_plan(source, to, plan, (embed, basis(transform, to, from_scratch)), options)
     if (steps is None) == (time is None) or (steps is not None and steps < 1):
         raise ParetobitError("say how long to train", hint="for example --time 30m, or --steps 1000")
     if batch < 1 or (rate is not None and not 0 < rate < 1):
@@ -107,8 +112,25 @@ def started(init: str | None, from_scratch: str | None) -> str:
     return found
 
 
-def trained_plan(source: Checkpoint, to: str | None, plan: str | None, embed: str | None, options: dict) -> Plan:
-    """The plan that the options ask for, its matrices trained. Raises on a grid that cannot be, naming a tensor."""
+def basis(transform: str | None, to: str | None, from_scratch: str | None) -> tuple[str, ...]:
+    """The transforms to train under: at 2 bits and less, a rotated model starts half as far from its original
+    (docs/qat.md). A new model has no outliers to spread."""
+    if transform not in (None, ROTATE, OWN):
+        raise ParetobitError(f"--transform {transform} is unknown", hint=f"choose from {ROTATE}, {OWN}")
+    if transform is not None or to is None or from_scratch:
+        return (ROTATE,) if transform == ROTATE else ()
+    grid = parse(to).weight
+    return (ROTATE,) if grid.kind == "affine" and grid.bits <= 2 else ()
+
+
+def trained_plan(
+    source: Checkpoint, to: str | None, plan: str | None, how: tuple[str | None, tuple[str, ...]], options: dict
+) -> Plan:
+    """The plan that the options ask for, its matrices trained; how: the embedding's scheme, and transforms.
+
+    Raises ParetobitError on a grid that cannot be trained, naming a tensor.
+    """
+    embed, transforms = how
     from paretobit.compress import methods
     from paretobit.compress.trainable import trained
     from paretobit.planfile import folding, static
@@ -117,9 +139,9 @@ def trained_plan(source: Checkpoint, to: str | None, plan: str | None, embed: st
         methods.make_params(name, options[name], "train")
     if (to is None) == (plan is None):
         raise ParetobitError("say one of --to and --plan", hint="for example --to w2")
-    if plan is not None and (embed or options):
-        raise ParetobitError("--plan already decides embed and set", hint="drop them, or edit the plan")
-    wanted = asked(source, to, (None, embed, ()), plan, {})
+    if plan is not None and (embed or transforms or options):
+        raise ParetobitError("--plan already decides embed, transform and set", hint="drop them, or edit the plan")
+    wanted = asked(source, to, (None, embed, transforms), plan, {})
     if folding(wanted) or static(wanted, source.arch):
         raise ParetobitError(
             f"{plan or to} has factors or static activations, and training moves what they were measured on",
@@ -154,7 +176,7 @@ def default_rate(plan: Plan, new: bool) -> float:
     if new:
         return 2e-3
     bits = min((layer.scheme.weight.bits for layer in plan.layers.values()), default=16)
-    return 2e-4 if bits <= 2 else 1e-4
+    return 1e-3 if bits <= 2 else 5e-4
 
 
 def run(job: Job, recipe: Recipe, start: str, data: str, out: Path, overwrite: bool) -> Fit:

@@ -168,6 +168,23 @@ def test_a_plan_is_trained(model: Path, text: Path, tmp_path: Path, command: Com
     assert f"{name} cannot be trained on w4g32; hint: train it on w4g32s" in done.error
 
 
+@pytest.mark.parametrize(
+    ("to", "more", "turned"),
+    [
+        ("w2", (), True),
+        ("w2", ("--transform", "none"), False),
+        ("w4", (), False),
+        ("w4", ("--transform", "rotate"), True),
+    ],
+)
+def test_few_bits_are_trained_in_the_rotated_basis(
+    model: Path, text: Path, tmp_path: Path, command: Command, to: str, more: tuple, turned: bool
+) -> None:
+    given = ("train", model, "--to", to, "--data", text, "--steps", 1, "--init", "rtn", *more)
+    assert command(*given, "-o", tmp_path / "out").code == 0
+    assert [t["method"] for t in Artifact(tmp_path / "out").plan.transforms] == ["rotate"] * turned
+
+
 BAD = [
     (("--to", "w2"), "how long"),
     (("--to", "w2", "--steps", 5, "--time", "5m"), "how long"),
@@ -178,6 +195,8 @@ BAD = [
     (("--to", "w2", "--steps", 5, "--batch", 0), "out of range"),
     (("--to", "w2", "--steps", 5, "--batch", 500), "give more text, or a smaller --batch"),
     (("--to", "w2", "--steps", 5, "--rate", 7), "out of range"),
+    (("--to", "w2", "--steps", 5, "--transform", "awq"), "choose from rotate, none"),
+    (("--plan", "plan.json", "--steps", 5, "--transform", "rotate"), "--plan already decides"),
     (("--to", "w2", "--steps", 5, "--init", "luck"), "choose from rounded, rtn, weights"),
     (("--to", "w2", "--steps", 5, "--set", "paretoq.start=x"), "choose from max, mean"),
     (("--to", "w2", "--steps", 5, "--set", "gptq.damp=1"), "unknown method 'gptq'"),

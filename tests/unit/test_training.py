@@ -62,6 +62,39 @@ def test_it_starts_as_it_was_rounded(model: Path, tmp_path: Path, to: str, metho
             assert on_trellis or nearer, name
 
 
+@pytest.mark.parametrize("to", ["w1", "w2", "w4"])
+def test_no_step_moves_many_codes(model: Path, tmp_path: Path, to: str) -> None:
+    """GPTQ leaves many weights on a level that is not their nearest. Were the latent ones at the edge towards it, a
+    step of any size would take them all across at once."""
+    source, plan = open_model(model), rounding(open_model(model), to, "gptq")
+    ids = ids_of(source, 4, 32).numpy()
+    with Work(tmp_path / "out", "model", {}).open(False) as work:
+        rounded = Units(source, plan, apply.run(Job(source, plan, ids, recover=False), work))
+        recipe = Recipe(20, None, rate=1e-3)
+        run = Training(source, plan_of(source, to), ids, rounded, work, recipe, "cpu", World())
+        before = {name: run.learner.packed(name).codes for name in run.learner.grids}
+        run.advance()
+        moved = [float((run.learner.packed(name).codes != codes).mean()) for name, codes in before.items()]
+    assert max(moved) < 0.01
+
+
+def test_tensors_move_in_proportion_to_their_size(tmp_path: Path) -> None:
+    source = open_model(tiny_llama_folder(tmp_path / "m"))
+    with Work(tmp_path / "out", "model", {}).open(False) as work:
+        run = Training(
+            source, plan_of(source, "w4"), ids_of(source, 4, 32).numpy(), None, work, Recipe(9, None), "cpu", World()
+        )
+        shares, named = run._shares(), run.learner.parameters
+    matrices = list(run.learner.grids)
+    weights = [named[name].numel() for name in matrices]
+    assert np.average([shares[name] for name in matrices], weights=weights) == pytest.approx(1)
+    for name in matrices:
+        size = named[name].detach().abs().mean() / shares[name]
+        assert size == pytest.approx(float(named[EMBED].detach().abs().mean()) / shares[EMBED], rel=1e-4)
+        assert shares[name + RANGE] < shares[name]  # a step of sixteen levels is smaller than the weights
+    assert all(share == 3 for name, share in shares.items() if name.endswith("norm.weight"))  # ones, beside 0.02
+
+
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(("to", "loss"), [("w2", "original"), ("w2", "text"), ("w2t", "original")])

@@ -27,7 +27,8 @@ from paretobit.scheme import Grid
 
 KIND = "train"
 LARGEST = 60000.0  # of a scale: half precision ends at 65504
-WITHIN = 0.499  # of a step: how far a latent weight may start from the level it was rounded to
+WITHIN = 0.1  # of a step: how far a latent weight may start from the level it was rounded to. At the edge between two
+# levels, where most would be whose error has made up for others', one step of training moves them all across
 AT_ONCE = 1 << 18  # weights that go through all steps of a formula together: what a cache holds
 SOFT_CLIP = 0.99  # ParetoQ's code at 1.58 and 2 bits; the paper's 1 gives an extra level there
 
