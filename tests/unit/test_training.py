@@ -78,13 +78,9 @@ def test_no_step_moves_many_codes(model: Path, tmp_path: Path, to: str) -> None:
     assert max(moved) < 0.01
 
 
-def test_tensors_move_in_proportion_to_their_size(tmp_path: Path) -> None:
-    source = open_model(tiny_llama_folder(tmp_path / "m"))
-    with Work(tmp_path / "out", "model", {}).open(False) as work:
-        run = Training(
-            source, plan_of(source, "w4"), ids_of(source, 4, 32).numpy(), None, work, Recipe(9, None), "cpu", World()
-        )
-        shares, named = run._shares(), run.learner.parameters
+def test_tensors_move_in_proportion_to_their_size(model: Path, tmp_path: Path) -> None:
+    run = training(model, tmp_path, Recipe(9, None), "w4")
+    shares, named = run._shares(), run.learner.parameters
     matrices = list(run.learner.grids)
     weights = [named[name].numel() for name in matrices]
     assert np.average([shares[name] for name in matrices], weights=weights) == pytest.approx(1)
