@@ -8,6 +8,7 @@
 
 namespace paretobit {
 
+void define_fake(nanobind::module_& m);
 void define_layers(nanobind::module_& m);
 void define_model(nanobind::module_& m);
 void define_multiply(nanobind::module_& m);

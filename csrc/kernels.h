@@ -67,6 +67,25 @@ struct TrellisArgs {
   float* moved;    // (rows, count), or null without pull
 };
 
+// Fake quantization: a matrix in training as it would be stored, and the gradients through it. Sizes are checked by the
+// caller; lengths are in steps of the grid, whose levels lie around 0.
+struct FakeArgs {
+  const float* w;      // (rows, columns)
+  const float* scale;  // (rows, groups), none 0
+  size_t columns, group;
+  float lowest, highest;  // levels; both end in one half, or neither does
+  float* out;             // (rows, columns)
+};
+
+struct FakeGradientArgs {
+  FakeArgs forward;         // `out`: the gradient at w
+  const float* upstream;    // (rows, columns)
+  float low, high;          // between which gradients pass to w
+  float under, over;        // what a scale's gradient counts of a weight below and above them
+  float by_level, by_step;  // and of one between them: its level and itself
+  float* to_scale;          // (rows, groups)
+};
+
 enum class Activation : uint8_t { kSilu, kGeluTanh };
 
 constexpr size_t kPositions = 64;  // of a key-value cache block
@@ -134,6 +153,9 @@ struct Kernels {
   void (*search_rows)(const SearchArgs&, size_t first, size_t last);
   void (*feed_back)(const FeedbackArgs<float>&, size_t first, size_t last);
   void (*feed_back_double)(const FeedbackArgs<double>&, size_t first, size_t last);
+
+  void (*fake)(const FakeArgs&, size_t first, size_t last);
+  void (*fake_gradients)(const FakeGradientArgs&, size_t first, size_t last);
 
   // Tiles of 64 rows, each by itself.
   void (*trellis)(const TrellisArgs&, size_t first, size_t last);

@@ -10,5 +10,6 @@
 #include "rotation.inl"
 #include "search.inl"
 #include "feedback.inl"
+#include "fake.inl"
 #include "viterbi.inl"
 #include "read.inl"

@@ -15,11 +15,10 @@ struct Group {
   float top;  // levels - 1
 };
 
-// What a weight becomes, in steps: the grid point nearest to x. Grids of half steps (kHalf) have no point at
-// 0.
+// What a weight becomes, in steps: the grid point nearest to x; NaN stays. Grids of half steps (kHalf) have no point at 0.
 template <bool kHalf>
 PARETOBIT_INLINE Lanes grid_point(const Lanes& x, const Lanes& low, const Lanes& high) {
-  const Lanes inside = least(most(x, low), high);
+  const Lanes inside = least(high, most(low, x));
   return kHalf ? nearest(inside - all(0.5f)) + all(0.5f) : nearest(inside);
 }
 

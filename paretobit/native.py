@@ -7,7 +7,7 @@ compare the two.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -176,6 +176,31 @@ def trellis_encode(
         count = min(TRELLIS_BLOCK, x.shape[1] - start)
         trellis_feed_back(x, start, None, None, scale, weight, grid, codes, count=count, threads=threads)
     return codes
+
+
+def fake(w: np.ndarray, scale: np.ndarray, grid: Grid, *, threads: int | None = None) -> np.ndarray:
+    """float32 (out, in): the weights w, float32 (out, in), as stored on the grid with scale float32 (out, groups), none
+    0; `compress.methods.paretoq.rounded`."""
+    out = np.empty(w.shape, np.float32)
+    _call("fake", *_fake(w, scale, grid), out, isa(), _threads(threads))
+    return out
+
+
+def fake_gradients(
+    w: np.ndarray, scale: np.ndarray, grid: Grid, upstream: np.ndarray, slopes: Sequence[float], *,
+    threads: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """(gradient at w (out, in), at the ranges (out, groups)) from `upstream` (out, in), all float32:
+    `compress.methods.paretoq.gradients` with its `slopes`, but for the order of sums."""
+    to_w, to_scale = np.empty(w.shape, np.float32), np.empty(scale.shape, np.float32)
+    at = (np.ascontiguousarray(upstream), *slopes, to_w, to_scale)
+    _call("fake_gradients", *_fake(w, scale, grid), *at, isa(), _threads(threads))
+    return to_w, to_scale
+
+
+def _fake(w: np.ndarray, scale: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray, int, float, float]:
+    highest = grid.levels - 1 - grid.offset
+    return np.ascontiguousarray(w), np.ascontiguousarray(scale), grid.group or w.shape[1], -grid.offset, highest
 
 
 def rotate_inputs(rotation: Rotation, x: np.ndarray, *, threads: int | None = None) -> np.ndarray:

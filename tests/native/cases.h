@@ -16,7 +16,7 @@ using Report = std::function<void(const std::string& name, const Digest& digest)
 // work was split, or where a kernel writes beside its output.
 void run_cases(const Kernels& kernels, const Report& report);
 
-void search_cases(const Kernels& kernels, const Report& report);  // the scale search and GPTQ's column loop
+void search_cases(const Kernels& kernels, const Report& report);  // what rounding and training compute
 void layer_cases(const Kernels& kernels, const Report& report);   // norms, gates, rotations, attention
 void pack_cases(const Report& report);                            // packing, the same for every ISA
 

@@ -64,6 +64,27 @@ void feedback_case(void (*feed_back)(const FeedbackArgs<T>&, size_t, size_t), bo
   report(name, digest);
 }
 
+void fake_case(const Kernels& k, int levels, size_t group, const Report& report) {
+  const std::string name = "fake/" + std::to_string(levels) + "/g" + std::to_string(group);
+  Random random(name);
+  const size_t rows = 5, columns = 70, groups = (columns - 1) / group + 1;
+  const std::vector<float> w = weights(rows * columns, random), upstream = weights(rows * columns, random);
+  std::vector<float> scale(rows * groups), out(rows * columns), to_w(rows * columns), to_scale(rows * groups);
+  for (size_t i = 0; i < scale.size(); ++i) scale[i] = (i % 3 ? 0x1p-5f : -0x1p-6f) * (1.5f + random.symmetric());
+  const float highest = float((levels - 1) / 2) + (levels == 2 || levels == 4 ? 0.5f : 0.0f);
+  const float lowest = levels == 8 ? -highest - 1 : -highest;
+  const FakeArgs forward{w.data(), scale.data(), columns, group, lowest, highest, out.data()};
+  k.fake(forward, 0, 2);
+  k.fake(forward, 2, rows);
+  FakeGradientArgs backward{forward, upstream.data(), -1.98f, 1.98f, -0.75f, 0.75f, 0.5f, 0.5f, to_scale.data()};
+  backward.forward.out = to_w.data();
+  k.fake_gradients(backward, 0, 3);
+  k.fake_gradients(backward, 3, rows);
+  Digest digest;
+  digest.add(out), digest.add(to_w), digest.add(to_scale);
+  report(name, digest);
+}
+
 }  // namespace
 
 void search_cases(const Kernels& k, const Report& report) {
@@ -78,6 +99,8 @@ void search_cases(const Kernels& k, const Report& report) {
     feedback_case<float>(k.feed_back, pull, report);
     feedback_case<double>(k.feed_back_double, pull, report);
   }
+  for (const int levels : {2, 3, 4, 8})
+    for (const size_t group : {size_t(16), size_t(33), size_t(70)}) fake_case(k, levels, group, report);
 }
 
 void pack_cases(const Report& report) {

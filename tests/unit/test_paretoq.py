@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from paretobit import native
 from paretobit.compress.methods import paretoq
 from paretobit.scheme import Grid, parse
 
@@ -91,6 +92,28 @@ def test_what_training_sees_is_what_is_packed(scheme: str) -> None:
     packed = paretoq.pack(w.detach(), alpha, grid)
     np.testing.assert_array_equal(packed.dequant(), paretoq.fake(w, alpha, grid).detach().numpy())
     assert packed.scale.dtype == np.float16 and packed.scale.shape == (ROWS, grid.groups(COLUMNS))
+
+
+@pytest.mark.parametrize("isa", native.available())
+@pytest.mark.parametrize("scheme", [*WIDTHS, "w8", "w2g32s", "w3g16s"])
+def test_the_native_pass_equals_the_torch_operations(isa: str, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit but for the order of sums, on ties, negative scales and what is not a number too."""
+    monkeypatch.setenv(native.ISA_VARIABLE, isa)
+    grid, w, alpha = problem(scheme, width=77)
+    w, scale = w.detach(), paretoq.stored_scale(alpha.detach(), grid)
+    scale[0] *= -1
+    w[1] = (torch.arange(77) - 38) / 2 * scale[1, 0]
+    w[2, 70], w[3, 0] = math.nan, 0.0
+    upstream = torch.randn(w.shape, generator=torch.Generator().manual_seed(1))
+    arrays = w.numpy(), scale.numpy(), grid
+    assert native.fake(*arrays).tobytes() == paretoq.rounded(w, scale, grid).numpy().tobytes()
+    wanted = paretoq.gradients(w, scale, grid, upstream)
+    to_w, to_scale = native.fake_gradients(*arrays, upstream.numpy(), paretoq.slopes(grid))
+    assert np.isnan(to_scale).sum() == 1
+    np.testing.assert_array_equal(to_w, wanted[0].numpy())
+    np.testing.assert_allclose(to_scale, wanted[1].numpy(), rtol=1e-5, atol=1e-5)
+    again = native.fake_gradients(*arrays, upstream.numpy(), paretoq.slopes(grid), threads=3)
+    assert again[0].tobytes() == to_w.tobytes() and again[1].tobytes() == to_scale.tobytes()
 
 
 def test_groups_have_ranges_of_their_own() -> None:

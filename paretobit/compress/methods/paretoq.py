@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from paretobit import native
 from paretobit.checkpoint.paretoq import LEAST, step
 from paretobit.compress.grid import dequant
 from paretobit.errors import ParetobitError
@@ -123,43 +124,60 @@ def _code(u: Tensor, grid: Grid) -> Tensor:
 class _Fake(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, w: Tensor, alpha: Tensor, grid: Grid) -> Tensor:
-        ctx.save_for_backward(w, alpha)
+        scale = stored_scale(alpha, grid)
+        ctx.save_for_backward(w, scale)
         ctx.grid = grid
-        made = torch.empty_like(w)
-        for rows in pieces(len(w), AT_ONCE, w.shape[1]):
-            scale = spread(stored_scale(alpha[rows], grid), grid, w.shape[1])
-            torch.mul(_code(w[rows] / scale, grid).sub_(grid.offset), scale, out=made[rows])
-        return made
+        if w.device.type != "cpu":
+            return rounded(w, scale, grid)
+        return torch.from_numpy(native.fake(w.detach().numpy(), scale.detach().numpy(), grid))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
-        w, alpha = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        w, scale = ctx.saved_tensors
         grid: Grid = ctx.grid
-        low, high = (edge / step(grid) for edge in clip(grid))
-        share = 1 / math.sqrt(w.numel() * _largest(grid))
-        to_w = torch.empty_like(w) if ctx.needs_input_grad[0] else None
-        to_alpha = torch.empty_like(alpha) if ctx.needs_input_grad[1] else None
-        for rows in pieces(len(w), AT_ONCE, w.shape[1]):
-            u = w[rows] / spread(stored_scale(alpha[rows], grid), grid, w.shape[1])  # in steps; x = u · step
-            inside = (u >= low) & (u <= high)
-            if to_alpha is not None:
-                to_alpha[rows] = total(_slope(u, inside, grid).mul_(gradient[rows]), grid) * share
-            if to_w is not None:
-                torch.mul(gradient[rows], inside, out=to_w[rows])
-        return to_w, to_alpha, None
+        if w.device.type != "cpu":
+            to_w, to_alpha = gradients(w, scale, grid, gradient)
+        else:
+            latent, scales, upstream = (x.detach().numpy() for x in (w, scale, gradient))
+            made = native.fake_gradients(latent, scales, grid, upstream, slopes(grid))
+            to_w, to_alpha = map(torch.from_numpy, made)
+        return to_w, to_alpha / math.sqrt(w.numel() * _largest(grid)), None
 
 
-def _slope(u: Tensor, inside: Tensor, grid: Grid) -> Tensor:
-    """d rounded / d α of every weight, before the gradient's share."""
+def rounded(w: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+    """Each weight's level times its scale, float32 (out, in)."""
+    made = torch.empty_like(w)
+    for rows in pieces(len(w), AT_ONCE, w.shape[1]):
+        wide = spread(scale[rows], grid, w.shape[1])
+        torch.mul(_code(w[rows] / wide, grid).sub_(grid.offset), wide, out=made[rows])
+    return made
+
+
+def gradients(w: Tensor, scale: Tensor, grid: Grid, upstream: Tensor) -> tuple[Tensor, Tensor]:
+    """(gradient at w (out, in), at α (out, groups), before its share) from `upstream`, that at the rounded weights."""
+    low, high, under, over, by_level, by_step = slopes(grid)
+    to_w, to_alpha = torch.empty_like(w), torch.empty_like(scale)
+    for rows in pieces(len(w), AT_ONCE, w.shape[1]):
+        u = w[rows] / spread(scale[rows], grid, w.shape[1])
+        below, above = u < low, u > high
+        slope = (_code(u, grid) - grid.offset) * by_level - u * by_step
+        slope = torch.where(below, under, torch.where(above, over, slope))
+        to_alpha[rows] = total(slope.mul_(upstream[rows]), grid)
+        torch.mul(upstream[rows], ~(below | above), out=to_w[rows])
+    return to_w, to_alpha
+
+
+def slopes(grid: Grid) -> tuple[float, float, float, float, float, float]:
+    """What a gradient takes of a weight that is u steps: (low, high) between which it passes; d rounded / d α under and
+    over them; and (a, b), between them that is a · level - b · u."""
+    size = step(grid)
+    low, high = (edge / size for edge in clip(grid))
     if grid.bits == 1:
-        return torch.where(u >= 0, 1.0, -1.0)
-    x = u * step(grid)
-    low, high = clip(grid)
+        return low, high, -1.0, 1.0, 2.0, 0.0  # the sign
     if grid.bits <= 2:  # where clipped, ParetoQ's code takes ±1 at 1.58 bits, though the outermost level is 2/3
-        edge = 1.0 if grid.levels % 2 else 1 - step(grid) / 2
-        low, high = -edge, edge
-    level = (_code(u, grid) - grid.offset) * step(grid)
-    return torch.where(inside, level - x, torch.where(u < 0, low, high))
+        edge = 1.0 if grid.levels % 2 else 1 - size / 2
+        return low, high, -edge, edge, size, size
+    return low, high, low, high, 1.0, 1.0
 
 
 def _largest(grid: Grid) -> float:
