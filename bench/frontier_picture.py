@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.frontier_rows import Spot, frontier
+from bench.pictures import picture
 
 COLOURS = {"rtn": "#9a9a9a", "gptq": "#4477aa", "llama.cpp": "#cc6633", "trellis": "#228833", "planned": "#66ccee"}
 COLOURS |= {"llm-compressor": "#882255", "AutoRound": "#ddaa33"}
@@ -64,32 +65,25 @@ def mark_of(rows: Sequence[Spot]) -> str:
 
 def draw(rows: Sequence[Spot], title: str, path: Path) -> None:
     """Size against KL; hollow: source grids; the line is the frontier."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "paretobit"  # the same rows, the same file
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
-    best = frontier(rows)
-    axes.plot([row.bytes / 1e6 for row in best], [row.kl for row in best], color="#bbbbbb", zorder=1)
-    for family in sorted({row.family for row in rows}):
-        for hollow in (False, True):
-            group = [row for row in rows if row.family == family and row.source_grid == hollow]
-            colour = COLOURS.get(family, "#aa3377")
-            label = f"{family}, on the source's own kind of grid" if hollow else family
-            x, y = [row.bytes / 1e6 for row in group], [row.kl for row in group]
-            if group:
-                axes.scatter(x, y, s=28, color=colour, facecolors="none" if hollow else colour, label=label, zorder=2)
-    for row in rows:
-        axes.annotate(row.name, (row.bytes / 1e6, row.kl), (4, 3), textcoords="offset points", fontsize=7)
-    axes.set(yscale="log", xlabel="MB, embedding included", ylabel="KL divergence to the original, nats a token")
-    axes.set_title(f"{title}; the original is dequantized from 4 bits")
-    axes.grid(alpha=0.25, which="both")
-    axes.legend(fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None, "Description": mark_of(rows)} if path.suffix == ".svg" else None)
-    pyplot.close(figure)
+    with picture(path, (9, 6), mark_of(rows)) as axes:
+        best = frontier(rows)
+        axes.plot([row.bytes / 1e6 for row in best], [row.kl for row in best], color="#bbbbbb", zorder=1)
+        for family in sorted({row.family for row in rows}):
+            for hollow in (False, True):
+                group = [row for row in rows if row.family == family and row.source_grid == hollow]
+                colour = COLOURS.get(family, "#aa3377")
+                label = f"{family}, on the source's own kind of grid" if hollow else family
+                x, y = [row.bytes / 1e6 for row in group], [row.kl for row in group]
+                if group:
+                    axes.scatter(
+                        x, y, s=28, color=colour, facecolors="none" if hollow else colour, label=label, zorder=2
+                    )
+        for row in rows:
+            axes.annotate(row.name, (row.bytes / 1e6, row.kl), (4, 3), textcoords="offset points", fontsize=7)
+        axes.set(yscale="log", xlabel="MB, embedding included", ylabel="KL divergence to the original, nats a token")
+        axes.set_title(f"{title}; the original is dequantized from 4 bits")
+        axes.grid(alpha=0.25, which="both")
+        axes.legend(fontsize=8)
 
 
 def main() -> None:

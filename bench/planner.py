@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.pictures import picture
 from paretobit import hardware, open_model
 from paretobit.arch.spec import EMBED
 from paretobit.budget import BYTES
@@ -102,23 +103,17 @@ def summary(rows: list[Row]) -> str:
 
 
 def draw(rows: list[Row], model: str, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "paretobit"  # the same rows, the same file
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 6), layout="constrained")
-    everything = [value for row in rows for value in (row.predicted, row.measured)]
-    ends = [min(everything), max(everything)]
-    axes.plot(ends, ends, color="#cccccc", zorder=1)
-    for kind in KINDS:
-        some = [row for row in rows if row.kind == kind]
-        axes.scatter([r.predicted for r in some], [r.measured for r in some], 18, COLOURS[kind], label=kind, zorder=2)
-    axes.set(xscale="log", yscale="log", xlabel="predicted KL divergence, nats", ylabel="measured", title=model)
-    axes.legend()
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    with picture(path, (6, 6)) as axes:
+        everything = [value for row in rows for value in (row.predicted, row.measured)]
+        ends = [min(everything), max(everything)]
+        axes.plot(ends, ends, color="#cccccc", zorder=1)
+        for kind in KINDS:
+            some = [row for row in rows if row.kind == kind]
+            axes.scatter(
+                [r.predicted for r in some], [r.measured for r in some], 18, COLOURS[kind], label=kind, zorder=2
+            )
+        axes.set(xscale="log", yscale="log", xlabel="predicted KL divergence, nats", ylabel="measured", title=model)
+        axes.legend()
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ import paretobit
 from bench.frontier_points import Calibration, Made, Ours, Point, sources
 from bench.frontier_rows import Original, Row, Rows, key_of, measure, window_id
 from bench.peers.llama_cpp import kept
+from bench.pictures import picture
 from paretobit import hardware, open_model
 from paretobit.artifact import Artifact
 from paretobit.checkpoint.base import Checkpoint, hash_files
@@ -136,23 +137,20 @@ def bars(rows: Sequence[Row]) -> list[str]:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.5))
-    for scheme in sorted({row.name.split()[0] for row in rows}):
-        mine = [row for row in rows if row.family == "trained" and row.name.split()[0] == scheme]
-        axes.plot(
-            [float(row.note.split()[0]) for row in mine], [row.kl for row in mine], "o-", label=f"{scheme} trained"
-        )
-    for row in rows:
-        if row.family != "trained":
-            axes.axhline(row.kl, linestyle=":", linewidth=1, color="grey")
-            axes.annotate(
-                row.name, (1, row.kl), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+    with picture(path, (7, 4.5)) as axes:
+        for scheme in sorted({row.name.split()[0] for row in rows}):
+            mine = [row for row in rows if row.family == "trained" and row.name.split()[0] == scheme]
+            axes.plot(
+                [float(row.note.split()[0]) for row in mine], [row.kl for row in mine], "o-", label=f"{scheme} trained"
             )
-    axes.set(xscale="log", yscale="log", xlabel="tokens seen", ylabel="KL divergence (nats)")
-    axes.legend()
-    figure.savefig(path, bbox_inches="tight")
+        for row in rows:
+            if row.family != "trained":
+                axes.axhline(row.kl, linestyle=":", linewidth=1, color="grey")
+                axes.annotate(
+                    row.name, (1, row.kl), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+                )
+        axes.set(xscale="log", yscale="log", xlabel="tokens seen", ylabel="KL divergence (nats)")
+        axes.legend()
 
 
 def main() -> None:

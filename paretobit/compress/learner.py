@@ -3,7 +3,7 @@ methods (compress/methods/) make what is stored. What it computes with is what w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,9 +61,9 @@ class Learner:
         return self.parameters[name], self.parameters[name + RANGE], self.grids[name]
 
     @torch.no_grad()
-    def refresh(self) -> None:
-        """Choose anew what methods hold on to between steps."""
-        self.held = {name: method.hold(*self._of(name)) for name, method in self._method.items()}
+    def refresh(self, names: Iterable[str] | None = None) -> None:
+        """Choose anew what methods hold on to between steps, of these tensors, or of all."""
+        self.held |= {name: self._method[name].hold(*self._of(name)) for name in names or self.grids}
 
     def hold(self, codes: dict[str, np.ndarray]) -> None:
         """Hold on to these codes, which `packed` gave, by name."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from paretobit.artifact import TRAINING
 from paretobit.checkpoint.base import Checkpoint
 from paretobit.compress import moments
+from paretobit.compress.blockwise import Blocks, Blockwise
 from paretobit.compress.distill import Target, as_original, as_text, halved, one_step
 from paretobit.compress.learner import RANGE, Learner
 from paretobit.compress.model import Decoder
@@ -33,6 +34,7 @@ from paretobit.work import Work, remember, remembered
 STATE = "training.safetensors"
 ORIGINAL, TEXT = LOSSES = ("original", "text")
 WATCH = 25  # steps between two looks at the codes
+BLOCK_RATE = 2.0  # of the rate, while a block is trained by itself
 MOST_SHARE = 3.0  # of the rate, for norms, which are much larger than weights
 MOST_LEVELS = 16  # whose shares anybody reads
 
@@ -44,7 +46,8 @@ class Recipe:
     steps, seconds: how long, one of the two; batch: windows a step, `at_once` of them in memory together; rate: of
     AdamW on weights of the usual size, and on every tensor in proportion to its own, along one cosine to 0 after
     `warmup` of the way; loss: one of LOSSES; half: products are of bf16 numbers; refresh: steps after which methods
-    choose anew what they hold on to; seed: of the data's order.
+    choose anew what they hold on to; seed: of the data's order; blocks: windows on which every block is trained by
+    itself first, 0 for none. That time comes out of `seconds`, and adds to `steps`.
     """
 
     steps: int | None
@@ -59,6 +62,7 @@ class Recipe:
     refresh: int = 8
     seed: int = 0
     save_seconds: float = 300.0
+    blocks: int = 0
 
 
 @dataclass
@@ -93,7 +97,7 @@ class Training:
         shares = self._shares()
         groups = [{"params": [value], "share": shares[name]} for name, value in named.items()]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-        self.step, self.tokens, self.elapsed = 0, 0, 0.0
+        self.step, self.tokens, self.elapsed, self.spent = 0, 0, 0.0, 0.0
         self._first = {name: value.detach().clone() for name, value in named.items() if name.endswith(RANGE)}
         self._codes = {name: self.learner.packed(name).codes for name in self.learner.grids}
         self._looked = 0
@@ -105,7 +109,7 @@ class Training:
         if self.recipe.steps is not None:
             return self.step / self.recipe.steps
         assert self.recipe.seconds is not None
-        return min(1.0, self.elapsed / self.recipe.seconds)
+        return min(1.0, self.elapsed / max(1e-9, self.recipe.seconds - self.spent))
 
     def rate(self) -> float:
         way, warmup = self.way(), self.recipe.warmup
@@ -191,6 +195,7 @@ class Training:
         self._resume()
         self.world.wait()
         if not self.step:
+            self._blocks()
             self._look(changed=False)
         start, saved_at = time.monotonic() - self.elapsed, time.monotonic()
         with progress(f"training {self.source.name}", 1.0) as show:
@@ -214,6 +219,18 @@ class Training:
             write_arrays(out, self.learner.arrays())
         self.world.wait()
         return out
+
+    def _blocks(self) -> None:
+        """Train block by block, where the recipe asks for it, on windows that steps come to last."""
+        if not self.recipe.blocks:
+            return
+        assert self.teacher is not None
+        chosen = self.windows[self._order(0)[-self.recipe.blocks :]][self.world.rank :: self.world.size]
+        how = Blocks(self.recipe.batch // self.world.size, rate=BLOCK_RATE * self.recipe.rate)
+        at = (chosen, self._shares(), how, self.recipe.half, self.work, self.world)
+        for found in Blockwise(self.learner, self.teacher, *at).trained():
+            self._log({"step": 0, "block": found.layer, "error_before": found.before, "error_after": found.after})
+            self.spent += found.seconds
 
     # ---- what is watched
 
@@ -257,7 +274,7 @@ class Training:
         if not self.world.leads:
             return
         counts = np.array([self.step, self.tokens, self._looked], np.int64)
-        arrays = {"counts": counts, "elapsed": np.array([self.elapsed])}
+        arrays = {"counts": counts, "seconds": np.array([self.elapsed, self.spent])}
         arrays |= moments.kept(self.learner.parameters, self.optimizer)
         arrays |= {f"codes {name}": codes for name, codes in self._codes.items()}
         held = {name: self.learner.packed(name).codes for name, kept in self.learner.held.items() if kept is not None}
@@ -272,7 +289,7 @@ class Training:
             return
         file = SafetensorsFile(path)
         self.step, self.tokens, self._looked = (int(n) for n in file.read_raw("counts"))
-        self.elapsed = float(file.read_raw("elapsed")[0])
+        self.elapsed, self.spent = (float(n) for n in file.read_raw("seconds"))
         moments.restore(file, self.learner.parameters, self.optimizer, self.step)
         self._codes = {name: file.read_raw(f"codes {name}") for name in self._codes}
         self.learner.hold({n: file.read_raw(f"held {n}") for n, kept in self.learner.held.items() if kept is not None})

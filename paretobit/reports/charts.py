@@ -326,6 +326,33 @@ def changes(name: str, subjects: Sequence[Subject]) -> Chart:
     return _over_tokens(name, subjects, rows, "codes that changed", words, ".2~%")
 
 
+def blocks(name: str, subjects: Sequence[Subject]) -> Chart | None:
+    """Error of each block that was trained by itself, before and after, a line each; None where none was."""
+    rows, told = [], []
+    for subject in subjects:
+        found = subject.training.blocks if subject.training else ()
+        for block in found:
+            ends = (("before", block.before), ("after", block.after))
+            rows += [{"model": subject.label, "block": block.number, "when": when, "y": error} for when, error in ends]
+        if found:
+            before, after = (sum(getattr(block, end) for block in found) for end in ("before", "after"))
+            told.append(f"{subject.label}: {after / max(before, 1e-12):.0%} of it left")
+    if not rows:
+        return None
+    alt = altair_or_hint()
+    colours = alt.Scale(domain=[subject.label for subject in subjects])
+    line = alt.Chart(alt.Data(values=rows)).mark_line(strokeWidth=2, point={"size": 12}).encode(
+        x=alt.X("block:Q", title="block", axis=alt.Axis(format="d", tickCount=6)),
+        y=alt.Y("y:Q", title="relative squared error", axis=alt.Axis(format=".2~g", tickCount=5)),
+        color=alt.Color("model:N", scale=colours, legend=None),
+        strokeDash=alt.StrokeDash("when:N", scale=alt.Scale(domain=["after", "before"], range=[[1, 0], [4, 3]])),
+        tooltip=[alt.Tooltip("model:N"), alt.Tooltip("block:Q"), alt.Tooltip("when:N"),
+                 alt.Tooltip("y:Q", format=".3~g")],
+    )  # fmt: skip
+    words = "Each block's error, by itself, before its training and after. " + "; ".join(told)
+    return Chart(name, _spec(line, words, 240), words)
+
+
 def _over_tokens(
     name: str, subjects: Sequence[Subject], rows: list[dict[str, Any]], title: str, words: str, form: str
 ) -> Chart:

@@ -178,6 +178,8 @@ def _training(subjects: Sequence[Subject], drawn: list[Chart]) -> Markup | None:
         _figure(charts.loss("chart-loss", subjects), tag("b", "Loss"), drawn),
         _figure(charts.changes("chart-changes", subjects), tag("b", "Codes that still change"), drawn),
     ]
+    by_block = charts.blocks("chart-blocks", subjects)
+    figures += [_figure(by_block, tag("b", "Blocks by themselves"), drawn)] if by_block else []
     titles = (
         "model",
         "scheme",

@@ -39,12 +39,22 @@ class Look:
 
 
 @dataclass(frozen=True)
+class Block:
+    """A block that was trained by itself: its outputs' relative squared error when that began and when it ended."""
+
+    number: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
 class Training:
-    """looks: by scheme, in order."""
+    """looks: by scheme, in order; blocks: none where they were not trained by themselves."""
 
     steps: int
     curve: tuple[Stretch, ...]
     looks: dict[str, tuple[Look, ...]]
+    blocks: tuple[Block, ...]
 
 
 def read(folder: Path) -> Training | None:
@@ -55,6 +65,7 @@ def read(folder: Path) -> Training | None:
         return None
     tokens, steps = {0: 0}, list[Stretch]()
     looks: dict[str, list[Look]] = {}
+    blocks: list[Block] = []
     for number, line in enumerate(content.split(b"\n")[:-1], 1):  # a kill may have cut the last line short
         facts = source.parsed(line, f", line {number}")
         step = source.count(source.field(facts, "step"), "step")
@@ -64,6 +75,9 @@ def read(folder: Path) -> Training | None:
                 raise source.bad(f"tokens fall at step {step}")
             tokens[step] = seen
             steps.append(Stretch(seen, source.number(facts, "loss", -1e9, 1e9)))
+        elif "block" in facts:
+            ends = (source.number(facts, f"error_{when}", 0, 1e9) for when in ("before", "after"))
+            blocks.append(Block(source.count(source.field(facts, "block"), "block"), *ends))
         else:
             scheme = source.text(facts, "scheme", MOST_NAME)
             if step not in tokens:
@@ -71,7 +85,8 @@ def read(folder: Path) -> Training | None:
             looks.setdefault(scheme, []).append(_look(source, facts, tokens[step]))
     if not steps:
         return None
-    return Training(len(steps), _curve(steps), {scheme: _thinned(rows) for scheme, rows in looks.items()})
+    seen_looks = {scheme: _thinned(rows) for scheme, rows in looks.items()}
+    return Training(len(steps), _curve(steps), seen_looks, tuple(blocks))
 
 
 def _look(source: Fields, facts: dict, tokens: int) -> Look:

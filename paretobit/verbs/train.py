@@ -44,6 +44,7 @@ def train(
     steps: Annotated[int | None, Option("How long: steps, each of --batch windows of 512 tokens.")] = None,
     time: Annotated[str | None, Option("Or a span of time: 30m, 90s, 8h.")] = None,
     batch: Annotated[int, Option("Windows a step.")] = 2,
+    blocks: Annotated[int, Option("Windows to train every block on first, by itself; 0: none.")] = 0,
     rate: Annotated[float | None, Option("Learning rate at the start (default: by bits and length).")] = None,
     init: Annotated[
         str | None,
@@ -76,13 +77,10 @@ def train(
         raise ParetobitError("a new model has no original to learn from", hint="leave --distill out")
     first = started(init, from_scratch)
     decided = trained_plan(source, to, plan, (embed, basis(transform, to, from_scratch)), options)
-    if (steps is None) == (time is None) or (steps is not None and steps < 1):
-        raise ParetobitError("say how long to train", hint="for example --time 30m, or --steps 1000")
-    if batch < 1 or (rate is not None and not 0 < rate < 1):
-        raise ParetobitError("--batch or --rate is out of range", hint="1 or more windows, a rate between 0 and 1")
+    check_effort(steps, time, (batch, rate), blocks, learns == ORIGINAL)
     chosen = rate if rate is not None else default_rate(decided, learns == TEXT)
     halved = fast_in_half(used) if half is None else half
-    recipe = Recipe(steps, seconds(time), batch, rate=chosen, loss=learns, half=halved, seed=seed)
+    recipe = Recipe(steps, seconds(time), batch, rate=chosen, loss=learns, half=halved, seed=seed, blocks=blocks)
     settings = Settings(Path(data).name if data != SELF else SELF, tokens or tokens_of(data), seed)
     job = Job(source, replace(decided, settings=settings), None, True, None, False, device=used, world=world)
     return run(job, recipe, first, data, Path(out), overwrite)
@@ -102,6 +100,22 @@ def opened(model: str | None, config: str | None, data: str, seed: int) -> Check
     if data == SELF:
         raise ParetobitError("a new model has nothing to say yet", hint="give --data FILE")
     return open_model(create(Path(config), Path(data), seed))
+
+
+def check_effort(
+    steps: int | None, time: str | None, step: tuple[int, float | None], blocks: int, original: bool
+) -> None:
+    """That one of steps and time says how long to train; step: its windows and rate; original: there is one."""
+    batch, rate = step
+    if (steps is None) == (time is None) or (steps is not None and steps < 1):
+        raise ParetobitError("say how long to train", hint="for example --time 30m, or --steps 1000")
+    if batch < 1 or (rate is not None and not 0 < rate < 1):
+        raise ParetobitError("--batch or --rate is out of range", hint="1 or more windows, a rate between 0 and 1")
+    if blocks and (not original or blocks < batch):
+        raise ParetobitError(
+            f"--blocks {blocks}: there is no original to learn from, or less than a step",
+            hint="leave --blocks out, or give it at least --batch windows",
+        )
 
 
 def started(init: str | None, from_scratch: str | None) -> str:

@@ -193,6 +193,8 @@ BAD = [
     (("--steps", 5), "say one of --to and --plan"),
     (("--to", "w2g64", "--steps", 5), "train it on w2g64s"),
     (("--to", "w2", "--steps", 5, "--batch", 0), "out of range"),
+    (("--to", "w2", "--steps", 5, "--blocks", 1), "leave --blocks out"),
+    (("--to", "w2", "--steps", 5, "--blocks", 8, "--no-distill"), "no original to learn from"),
     (("--to", "w2", "--steps", 5, "--batch", 500), "give more text, or a smaller --batch"),
     (("--to", "w2", "--steps", 5, "--rate", 7), "out of range"),
     (("--to", "w2", "--steps", 5, "--transform", "awq"), "choose from rotate, none"),

@@ -139,7 +139,9 @@ class Builds:
         program = PROGRAMS[name]
         objects = self.objects(rig, rig.sources(program))
         path = self.folder / rig.name / name
-        self.run(*rig.command(), *rig.flags, *objects, "-o", path, *rig.link, *program.link)
+        part = path.with_name(f"{name}.{os.getpid()}")
+        self.run(*rig.command(), *rig.flags, *objects, "-o", part, *rig.link, *program.link)
+        part.rename(path)
         return path
 
 

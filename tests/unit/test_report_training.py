@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,10 @@ def step(number: int, loss: float = 1.0, **changes: object) -> dict:
 
 def look(number: int, **changes: object) -> dict:
     return {"step": number, "scheme": "w2", "over_steps": 25, "range_drift": 0.25, **changes}
+
+
+def block(number: float, **changes: object) -> dict:
+    return {"step": 0, "block": number, "error_before": 0.5, "error_after": 0.25, **changes}
 
 
 def write(folder: Path, *rows: object, end: str = "") -> Path:
@@ -77,6 +82,8 @@ def test_nothing_was_trained(tmp_path: Path) -> None:
         ([step(1), look(1, levels=[0] * 65)], "levels is not a list of at most 64"),
         ([step(1), look(1, range_drift=-1)], "range_drift is -1"),
         ([step(1), look(1, over_steps=1.5)], "over_steps is 1.5"),
+        ([block(0, error_after=-1.0)], "error_after is -1"),
+        ([block(0.5)], "block is 0.5"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, rows: list, said: str) -> None:
@@ -115,3 +122,21 @@ def test_the_page_shows_it(model: Path, text: Path, tmp_path: Path, command: Com
     (out / TRAINING).unlink()
     assert command("report", out, "-o", tmp_path / "page.html").code == 0
     assert "chart-loss" not in charts(parse((tmp_path / "page.html").read_text()))
+
+
+def test_the_page_shows_blocks_that_were_trained_by_themselves(
+    model: Path, text: Path, tmp_path: Path, command: Command
+) -> None:
+    out, page = tmp_path / "trained", tmp_path / "page.html"
+    how: dict[str, Any] = {"data": str(text), "steps": 2, "half": False}
+    pb.train(str(model), to="w2g16s", init="rtn", blocks=2, out=str(out), **how)
+    assert command("report", out, "-o", page).code == 0
+    drawn = charts(parse(page.read_text()))["chart-blocks"]["data"]["values"]
+    found = training.read(out)
+    assert found is not None and len(found.blocks) == pb.Artifact(out).arch.layers
+    ends = [(at.number, when, y) for at in found.blocks for when, y in (("before", at.before), ("after", at.after))]
+    assert [(row["block"], row["when"], row["y"]) for row in drawn] == ends
+
+    pb.train(str(model), to="w2g16s", init="rtn", out=str(tmp_path / "whole"), **how)
+    assert command("report", tmp_path / "whole", "-o", page).code == 0
+    assert "chart-blocks" not in charts(parse(page.read_text()))

@@ -19,6 +19,7 @@ from paretobit.artifact import TRAINING
 from paretobit.checkpoint import Checkpoint, open_model
 from paretobit.compress import apply
 from paretobit.compress.apply import Job
+from paretobit.compress.blockwise import Blockwise, relative_error
 from paretobit.compress.distill import as_original, as_text, one_step
 from paretobit.compress.learner import RANGE, Learner
 from paretobit.compress.model import Decoder
@@ -272,6 +273,62 @@ def test_bf16_products_learn_the_same(model: Path, tmp_path: Path) -> None:
     exact, halved = map(np.array, found)
     assert not np.array_equal(exact, halved)
     assert np.abs(halved / exact - 1).max() < 0.03 and exact[-1] < exact[0]
+
+
+def blocks_first(model: Path, folder: Path, to: str, **how: Any) -> Training:
+    return training(model, folder, Recipe(8, None, rate=2e-3, blocks=4, **how), to)
+
+
+@pytest.mark.parametrize("to", ["w2", "w2t"])
+@pytest.mark.parametrize("half", [False, True])
+def test_blocks_come_nearer_to_the_original_s_one_by_one(model: Path, tmp_path: Path, to: str, half: bool) -> None:
+    run = blocks_first(model, tmp_path, to, half=half)
+    before, source, (ids,) = state_of(run), open_model(model), run.windows[None, -4:]
+    run._blocks()
+    rows = [json.loads(line) for line in run.work.path(TRAINING).read_text().splitlines()]
+    assert [row["block"] for row in rows] == list(range(source.arch.layers))
+    assert all(row["error_after"] < row["error_before"] for row in rows)
+    for name, value in run.learner.parameters.items():  # embedding, head and last norm are nobody's block
+        assert torch.equal(value, before[name]) == (not name.startswith("model.layers.")), name
+    assert run.spent > 0 and len(ids) == 4
+
+
+@pytest.mark.parametrize("to", ["w2", "w2t"])
+def test_killed_between_blocks_it_goes_on(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
+) -> None:
+    whole = blocks_first(model, tmp_path / "whole", to)
+    file = whole.run()
+    train_block, trained_blocks = Blockwise._block, []
+
+    def killed(self: Blockwise, layer: int, *rest: Any) -> Any:
+        trained_blocks.append(layer)
+        if trained_blocks == [0, 1]:
+            raise KeyboardInterrupt
+        return train_block(self, layer, *rest)
+
+    monkeypatch.setattr(Blockwise, "_block", killed)
+    with pytest.raises(KeyboardInterrupt):
+        blocks_first(model, tmp_path / "killed", to).run()
+    again = blocks_first(model, tmp_path / "killed", to)
+    assert again.run().read_bytes() == file.read_bytes()
+    assert trained_blocks == [0, 1, *range(1, whole.source.arch.layers)]
+    assert again.work.path(TRAINING).read_text() == whole.work.path(TRAINING).read_text()
+
+
+def test_a_block_s_error_counts_tokens_alike() -> None:
+    """A state a thousand times as large, off by as large a share, is as wrong."""
+    wanted = torch.tensor([[1.0, 0.0], [0.0, 1000.0]])
+    assert float(relative_error(wanted * 1.1, wanted)) == pytest.approx(0.01, rel=1e-4)
+    assert float(relative_error(wanted + torch.tensor([[0.1, 0.0], [0.0, 0.0]]), wanted)) == pytest.approx(0.005)
+
+
+def test_a_block_that_diverges_is_named(model: Path, tmp_path: Path) -> None:
+    run = blocks_first(model, tmp_path, "w2")
+    value, name = run.learner.value, "model.layers.1.mlp.up_proj.weight"
+    run.learner.value = lambda asked: value(asked) * (float("nan") if asked == name else 1.0)  # type: ignore[method-assign]
+    with pytest.raises(ParetobitError, match="training block 1 by itself failed at step 1.*hint: .*--blocks"):
+        run.run()
 
 
 def test_public_names() -> None:
