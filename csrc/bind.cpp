@@ -152,12 +152,12 @@ NB_MODULE(_native, m) {
         as_is("error"), "isa"_a, "threads"_a, Release());
   define_feed_back<float>(m);
   define_feed_back<double>(m);
-  paretobit::define_fake(m);
   paretobit::define_layers(m);
   paretobit::define_model(m);
   paretobit::define_multiply(m);
   paretobit::define_probe(m);
   paretobit::define_rotation(m);
   paretobit::define_sampler(m);
+  paretobit::define_training(m);
   paretobit::define_trellis(m);
 }

@@ -8,13 +8,13 @@
 
 namespace paretobit {
 
-void define_fake(nanobind::module_& m);
 void define_layers(nanobind::module_& m);
 void define_model(nanobind::module_& m);
 void define_multiply(nanobind::module_& m);
 void define_probe(nanobind::module_& m);
 void define_rotation(nanobind::module_& m);
 void define_sampler(nanobind::module_& m);
+void define_training(nanobind::module_& m);
 void define_trellis(nanobind::module_& m);
 
 namespace binding {

@@ -86,6 +86,19 @@ struct FakeGradientArgs {
   float* to_scale;          // (rows, groups)
 };
 
+// Logits of a model and its original, (rows, columns) floats, or bf16 as uint16_t.
+struct DivergenceArgs {
+  const void *wanted, *found;
+  size_t columns;
+  bool bf16;
+  float factor;
+  float* loss;     // (rows,) KL divergence of `found` from `wanted`, nats
+  void* gradient;  // (rows, columns) like the logits: factor times that at `found`
+};
+
+// Floats: two rows of whole lanes.
+constexpr size_t divergence_scratch(size_t columns) { return 2 * ((columns + 15) / 16 * 16); }
+
 enum class Activation : uint8_t { kSilu, kGeluTanh };
 
 constexpr size_t kPositions = 64;  // of a key-value cache block
@@ -156,6 +169,8 @@ struct Kernels {
 
   void (*fake)(const FakeArgs&, size_t first, size_t last);
   void (*fake_gradients)(const FakeGradientArgs&, size_t first, size_t last);
+
+  void (*divergence)(const DivergenceArgs&, float* scratch, size_t first, size_t last);
 
   // Tiles of 64 rows, each by itself.
   void (*trellis)(const TrellisArgs&, size_t first, size_t last);

@@ -11,5 +11,6 @@
 #include "search.inl"
 #include "feedback.inl"
 #include "fake.inl"
+#include "divergence.inl"
 #include "viterbi.inl"
 #include "read.inl"

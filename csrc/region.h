@@ -47,8 +47,8 @@
 // The file's table, which dispatch.cpp chooses among.
 #define PARETOBIT_TABLE(name)                                                                                    \
   extern const Kernels kKernels;                                                                                 \
-  const Kernels kKernels{name,          search_rows, feed_back_rows<float>, feed_back_rows<double>, fake,     \
-                         fake_gradients, trellis,     quantize,              spread,                 multiply, \
-                         row,            read_words,  rms_norm,              add,                    scale,    \
-                         gate,           rotate,      to_half,               round_rows,             rotate_inputs, \
-                         unrotate_inputs, attend};
+  const Kernels kKernels{name,           search_rows,    feed_back_rows<float>, feed_back_rows<double>, fake,          \
+                         fake_gradients, divergence,     trellis,               quantize,               spread,        \
+                         multiply,       row,            read_words,            rms_norm,               add,           \
+                         scale,          gate,           rotate,                to_half,                round_rows,    \
+                         rotate_inputs,  unrotate_inputs, attend};

@@ -203,6 +203,19 @@ def _fake(w: np.ndarray, scale: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.
     return np.ascontiguousarray(w), np.ascontiguousarray(scale), grid.group or w.shape[1], -grid.offset, highest
 
 
+def divergence(
+    wanted: np.ndarray, found: np.ndarray, factor: float, *, threads: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(KL divergence of the logits `found` from `wanted`, nats, float32 (rows,); factor times its gradient at `found`).
+
+    wanted, found: (rows, vocab) float32, or bf16 as uint16; so is the gradient. To float32's accuracy
+    `compress.distill.divergence`.
+    """
+    loss, gradient = np.empty(len(wanted), np.float32), np.empty_like(found)
+    _call("divergence", wanted, found, factor, loss, gradient, isa(), _threads(threads))
+    return loss, gradient
+
+
 def rotate_inputs(rotation: Rotation, x: np.ndarray, *, threads: int | None = None) -> np.ndarray:
     """`rotation.forward`: float32 (..., width), of inputs or of the rows of a layer's weights."""
     return _rotated(rotation, x, False, threads)

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from paretobit import native
 from paretobit.compress.backward import LOGITS, backward, forward
 from paretobit.compress.model import Decoder
 from paretobit.pieces import pieces
@@ -85,16 +87,29 @@ def as_original(teacher: Decoder, ids: Tensor) -> Target:
         states = teacher.head_input(teacher.hidden(ids)).flatten(0, 1)
 
     def target(part: slice, logits: Tensor, factor: float) -> tuple[float, Tensor]:
-        wanted = teacher.multiplied_by_head(states[part])
-
-        def one(rows: slice, q: Tensor) -> tuple[Tensor, Tensor]:
-            p = F.log_softmax(wanted[rows].float(), -1)
-            likely = p.exp()
-            return p.sub_(q).mul_(likely).sum(), q.exp_().sub_(likely)
-
-        return _by_rows(logits, factor, one)
+        wanted = teacher.multiplied_by_head(states[part]).to(logits.dtype)
+        return native_divergence(wanted, logits, factor) if logits.is_cpu else divergence(wanted, logits, factor)
 
     return target
+
+
+def divergence(wanted: Tensor, logits: Tensor, factor: float) -> tuple[float, Tensor]:
+    """The sum over tokens of the KL divergence of logits (n, vocab) from `wanted`, and factor times its gradient."""
+
+    def one(rows: slice, q: Tensor) -> tuple[Tensor, Tensor]:
+        p = F.log_softmax(wanted[rows].float(), -1)
+        likely = p.exp()
+        return p.sub_(q).mul_(likely).sum(), q.exp_().sub_(likely)
+
+    return _by_rows(logits, factor, one)
+
+
+def native_divergence(wanted: Tensor, logits: Tensor, factor: float) -> tuple[float, Tensor]:
+    """`divergence` in one pass over float32 or bf16 logits."""
+    kind = torch.uint16 if logits.dtype == torch.bfloat16 else torch.float32  # bf16 is nothing that numpy knows
+    p, q = (x.detach().contiguous().view(kind).numpy() for x in (wanted, logits))
+    losses, gradient = native.divergence(p, q, factor)
+    return float(losses.sum(dtype=np.float64)), torch.from_numpy(gradient).view(logits.dtype)
 
 
 def as_text(ids: Tensor) -> Target:

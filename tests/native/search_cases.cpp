@@ -1,5 +1,6 @@
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <vector>
 
 #include "cases.h"
@@ -85,6 +86,31 @@ void fake_case(const Kernels& k, int levels, size_t group, const Report& report)
   report(name, digest);
 }
 
+template <class T>
+void divergence_case(const Kernels& k, size_t columns, const Report& report) {
+  const std::string name = "divergence/" + std::to_string(8 * sizeof(T)) + "/" + std::to_string(columns);
+  Random random(name);
+  const size_t rows = 5;
+  std::vector<T> wanted(rows * columns), found(rows * columns), gradient(rows * columns);
+  for (auto* logits : {&wanted, &found})
+    for (T& x : *logits) {
+      const float value = 8 * random.symmetric() - 20;
+      uint32_t bits;
+      std::memcpy(&bits, &value, 4);
+      if constexpr (sizeof(T) == 2)
+        x = T(bits >> 16);
+      else
+        x = value;
+    }
+  std::vector<float> loss(rows), scratch(divergence_scratch(columns));
+  const DivergenceArgs args{wanted.data(), found.data(), columns, sizeof(T) == 2, 0.125f, loss.data(), gradient.data()};
+  k.divergence(args, scratch.data(), 0, 2);
+  k.divergence(args, scratch.data(), 2, rows);
+  Digest digest;
+  digest.add(gradient);  // losses hang on the library's logarithm
+  report(name, digest);
+}
+
 }  // namespace
 
 void search_cases(const Kernels& k, const Report& report) {
@@ -101,6 +127,10 @@ void search_cases(const Kernels& k, const Report& report) {
   }
   for (const int levels : {2, 3, 4, 8})
     for (const size_t group : {size_t(16), size_t(33), size_t(70)}) fake_case(k, levels, group, report);
+  for (const size_t columns : {size_t(3), size_t(16), size_t(77)}) {
+    divergence_case<float>(k, columns, report);
+    divergence_case<uint16_t>(k, columns, report);
+  }
 }
 
 void pack_cases(const Report& report) {
