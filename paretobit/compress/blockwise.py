@@ -1,7 +1,7 @@
 """Block by block, before everything at once: each block learns to give what the original's block gives.
 
 Source: the first phase of EfficientQAT (Chen et al., arXiv 2407.11062). Neither the head nor any other block takes part
-in a step, so a step costs little and what is alive is one block; what earlier blocks get wrong is in a block's inputs,
+in a step, so a step costs little and its graph is one block's; what earlier blocks get wrong is in a block's inputs,
 for it to make up for. Unlike there, a token's squared error counts by the size of the original's state, as the next
 norm will see it: otherwise the few tokens of huge states would be all that is learned.
 """
