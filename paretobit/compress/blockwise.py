@@ -20,7 +20,7 @@ from torch import Tensor
 
 from paretobit.arch.spec import EMBED, HEAD
 from paretobit.compress.distill import halved
-from paretobit.compress.learner import RANGE, Learner
+from paretobit.compress.learner import HELD, RANGE, Learner
 from paretobit.compress.model import Decoder, finish
 from paretobit.compress.world import World
 from paretobit.errors import ParetobitError
@@ -28,7 +28,7 @@ from paretobit.progress import progress
 from paretobit.tensorfile import SafetensorsFile, write_arrays
 from paretobit.work import Work
 
-FACTS, HELD = "facts", "held "
+FACTS = "facts"
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,9 @@ class Blockwise:
         named, grids = self._named(layer), [name for name in learner.arch.block_shapes(layer) if name in learner.grids]
         groups = [{"params": [value], "share": self.shares[name]} for name, value in named.items()]
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-        steps, errors = recipe.passes * len(x), []
-        for step in range(steps):
-            turn, place = divmod(step, len(x))
-            at = int(np.random.default_rng([layer, turn]).permutation(len(x))[place])
+        order = np.concatenate([np.random.default_rng([layer, i]).permutation(len(x)) for i in range(recipe.passes)])
+        steps, errors = len(order), []
+        for step, at in enumerate(order.tolist()):
             with torch.enable_grad():
                 (made,) = self._through(learner.decoder, layer, learner.weights(layer), x[at : at + 1])
                 error = relative_error(made, wanted[at]) / self.world.size
@@ -113,8 +112,8 @@ class Blockwise:
                     f"training block {layer} by itself failed at step {step + 1}: its error is not finite",
                     hint="repeat without --blocks",
                 )
-            for group, value in zip(optimizer.param_groups, named.values(), strict=True):
-                value.grad = self.world.total(torch.zeros_like(value) if value.grad is None else value.grad)
+            self.world.total_gradients(named.values())
+            for group in optimizer.param_groups:
                 group["lr"] = recipe.rate * group["share"] * (1 + math.cos(math.pi * (step + 0.5) / steps)) / 2
             optimizer.step()
             optimizer.zero_grad()
@@ -126,7 +125,7 @@ class Blockwise:
         )
         if self.world.leads:
             facts = np.array([found.before, found.after, found.seconds])
-            held = {HELD + name: learner.packed(name).codes for name in grids if learner.held[name] is not None}
+            held = {HELD + name: codes for name, codes in learner.held_codes(grids).items()}
             values = {name: value.detach().cpu().numpy() for name, value in named.items()}
             write_arrays(self._path(layer), {FACTS: facts, **held, **values})
         self.world.wait()
@@ -139,9 +138,7 @@ class Blockwise:
         file = SafetensorsFile(path)
         for name, value in self._named(layer).items():
             value.copy_(torch.from_numpy(file.read_float32(name)))
-        self.learner.hold(
-            {name.removeprefix(HELD): file.read_raw(name) for name in file.tensors if name.startswith(HELD)}
-        )
+        self.learner.hold_saved(file)
         return Trained(layer, *map(float, file.read_raw(FACTS)))
 
     def _named(self, layer: int) -> dict[str, Tensor]:

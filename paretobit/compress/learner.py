@@ -22,8 +22,10 @@ from paretobit.compress.units import Units
 from paretobit.planfile import Plan, taps
 from paretobit.qtensor import QTensor
 from paretobit.scheme import FLOATS, Grid, Scheme, parse
+from paretobit.tensorfile import SafetensorsFile
 
 RANGE = " range"  # after a tensor's name: its ranges, or scales, among the parameters
+HELD = "held "  # before a tensor's name: the codes held on to, among what is saved
 KINDS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -69,6 +71,14 @@ class Learner:
         """Hold on to these codes, which `packed` gave, by name."""
         for name, kept in codes.items():
             self.held[name] = self._method[name].kept(kept, self.grids[name], self.parameters[name].device)
+
+    def held_codes(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """By name, the codes that methods hold on to: what `hold` takes."""
+        return {name: self.packed(name).codes for name in names if self.held[name] is not None}
+
+    def hold_saved(self, file: SafetensorsFile) -> None:
+        """Hold on to the codes that a file has under HELD and their tensors' names."""
+        self.hold({name.removeprefix(HELD): file.read_raw(name) for name in file.tensors if name.startswith(HELD)})
 
     # ---- what distill.one_step computes with
 

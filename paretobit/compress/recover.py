@@ -154,8 +154,7 @@ def run(source: Checkpoint, plan: Plan, windows: np.ndarray, units: list[Path], 
             ids = torch.from_numpy(windows[steps[step]]).to(student.device)
             with halved(device, half):
                 loss = one_step(student, as_original(teacher, ids), ids)
-            for delta in student.deltas.values():
-                delta.grad = world.total(torch.zeros_like(delta) if delta.grad is None else delta.grad)
+            world.total_gradients(student.deltas.values())
             if not math.isfinite(float(world.total(torch.tensor(loss, device=student.device)))):
                 raise diverged(step)
             optimizer.step()

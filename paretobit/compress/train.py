@@ -21,7 +21,7 @@ from paretobit.checkpoint.base import Checkpoint
 from paretobit.compress import moments
 from paretobit.compress.blockwise import Blocks, Blockwise
 from paretobit.compress.distill import Target, as_original, as_text, halved, one_step
-from paretobit.compress.learner import RANGE, Learner
+from paretobit.compress.learner import HELD, RANGE, Learner
 from paretobit.compress.model import Decoder
 from paretobit.compress.units import Units
 from paretobit.compress.world import World
@@ -155,8 +155,7 @@ class Training:
                 share = len(part) / self.recipe.batch
                 loss += share * one_step(self.learner, self._target(part), part, share)
         loss = float(world.total(torch.tensor(loss, dtype=torch.float64)))
-        for value in named.values():
-            value.grad = world.total(torch.zeros_like(value) if value.grad is None else value.grad)
+        world.total_gradients(named.values())
         norms = {name: float(torch.linalg.vector_norm(value.grad)) for name, value in named.items()}  # type: ignore[arg-type]
         wrong = next((name for name, norm in norms.items() if not math.isfinite(norm)), None)
         if wrong or not math.isfinite(loss):
@@ -277,8 +276,7 @@ class Training:
         arrays = {"counts": counts, "seconds": np.array([self.elapsed, self.spent])}
         arrays |= moments.kept(self.learner.parameters, self.optimizer)
         arrays |= {f"codes {name}": codes for name, codes in self._codes.items()}
-        held = {name: self.learner.packed(name).codes for name, kept in self.learner.held.items() if kept is not None}
-        arrays |= {f"held {name}": codes for name, codes in held.items()}
+        arrays |= {HELD + name: codes for name, codes in self.learner.held_codes(self.learner.grids).items()}
         write_arrays(self.work.path(STATE), arrays)
 
     def _resume(self) -> None:
@@ -292,7 +290,7 @@ class Training:
         self.elapsed, self.spent = (float(n) for n in file.read_raw("seconds"))
         moments.restore(file, self.learner.parameters, self.optimizer, self.step)
         self._codes = {name: file.read_raw(f"codes {name}") for name in self._codes}
-        self.learner.hold({n: file.read_raw(f"held {n}") for n, kept in self.learner.held.items() if kept is not None})
+        self.learner.hold_saved(file)
         if self.world.leads:
             self._forget_rows_after_save()
 

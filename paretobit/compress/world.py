@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +49,11 @@ class World:
 
             dist.all_reduce(tensor)
         return tensor
+
+    def total_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Give every parameter the sum of all processes' gradients, zeros where there is none."""
+        for value in parameters:
+            value.grad = self.total(torch.zeros_like(value) if value.grad is None else value.grad)
 
     def least(self, value: int) -> int:
         """The smallest `value` of all processes."""

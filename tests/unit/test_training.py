@@ -283,14 +283,14 @@ def blocks_first(model: Path, folder: Path, to: str, **how: Any) -> Training:
 @pytest.mark.parametrize("half", [False, True])
 def test_blocks_come_nearer_to_the_original_s_one_by_one(model: Path, tmp_path: Path, to: str, half: bool) -> None:
     run = blocks_first(model, tmp_path, to, half=half)
-    before, source, (ids,) = state_of(run), open_model(model), run.windows[None, -4:]
+    before, source = state_of(run), open_model(model)
     run._blocks()
     rows = [json.loads(line) for line in run.work.path(TRAINING).read_text().splitlines()]
     assert [row["block"] for row in rows] == list(range(source.arch.layers))
     assert all(row["error_after"] < row["error_before"] for row in rows)
     for name, value in run.learner.parameters.items():  # embedding, head and last norm are nobody's block
         assert torch.equal(value, before[name]) == (not name.startswith("model.layers.")), name
-    assert run.spent > 0 and len(ids) == 4
+    assert run.spent > 0
 
 
 @pytest.mark.parametrize("to", ["w2", "w2t"])
