@@ -99,6 +99,17 @@ struct DivergenceArgs {
 // Floats: two rows of whole lanes.
 constexpr size_t divergence_scratch(size_t columns) { return 2 * ((columns + 15) / 16 * 16); }
 
+constexpr size_t kProductSets = 2, kProductTokens = 8;  // sets of 16 rows
+
+// out (tokens, 16 · sets) = activations (tokens, 4 · quads) times codes, (quads, sets, 16 rows, 4 columns).
+struct ProductArgs {
+  const uint8_t* codes;
+  const int8_t* activations;
+  const int32_t* sums;  // (tokens,) of the activations
+  size_t quads;
+  int32_t* out;
+};
+
 enum class Activation : uint8_t { kSilu, kGeluTanh };
 
 constexpr size_t kPositions = 64;  // of a key-value cache block
@@ -186,6 +197,8 @@ struct Kernels {
   void (*row)(const Matrix&, size_t row, float* out);
   // The exclusive or of all 64-bit words of `bytes`, a multiple of 512: memory read as fast as loads can take it.
   uint64_t (*read_words)(const uint8_t* from, size_t bytes);
+  // A plain loop of this ISA's int8 products.
+  void (*products)(const ProductArgs&);
 
   // The rest of a decoder (layers.inl), each on `count` channels of one token unless said otherwise.
   // out = x / sqrt(mean x^2 + eps) * weight

@@ -14,3 +14,4 @@
 #include "divergence.inl"
 #include "viterbi.inl"
 #include "read.inl"
+#include "products.inl"

@@ -67,6 +67,27 @@ std::vector<double> read_seconds(const Kernels& kernels, size_t bytes, size_t th
   return timed(threads, limit, fill, read);
 }
 
+std::vector<double> product_seconds(const Kernels& kernels, size_t threads, double limit) {
+  constexpr size_t kQuads = 64, kRows = kProductSets * 16, kColumns = 4 * kQuads;
+  struct Team {
+    uint8_t codes[kRows * kColumns];
+    int8_t activations[kProductTokens * kColumns];
+    int32_t sums[kProductTokens], out[kProductTokens * kRows];
+  };
+  std::vector<Team> teams(threads);
+  const auto fill = [&](size_t thread) {
+    Team& own = teams[thread];
+    for (size_t i = 0; i < sizeof own.codes; ++i) own.codes[i] = uint8_t(37 * i);
+    for (size_t i = 0; i < sizeof own.activations; ++i) own.activations[i] = int8_t(int(91 * i % 255) - 127);
+  };
+  const auto multiply = [&](size_t thread) {
+    Team& own = teams[thread];
+    const ProductArgs args{own.codes, own.activations, own.sums, kQuads, own.out};
+    for (size_t i = 0; i < kProducts; i += kProductTokens * kRows * kColumns) kernels.products(args);
+  };
+  return timed(threads, limit, fill, multiply);
+}
+
 std::vector<double> multiply_seconds(const Kernels& kernels, const Matrix& matrix, const Inputs& inputs, float* out,
                                      size_t threads, double limit) {
   const size_t tiles = matrix.layout.tiles, rows = matrix.layout.rows;

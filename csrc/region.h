@@ -49,6 +49,6 @@
   extern const Kernels kKernels;                                                                                 \
   const Kernels kKernels{name,           search_rows,    feed_back_rows<float>, feed_back_rows<double>, fake,          \
                          fake_gradients, divergence,     trellis,               quantize,               spread,        \
-                         multiply,       row,            read_words,            rms_norm,               add,           \
-                         scale,          gate,           rotate,                to_half,                round_rows,    \
-                         rotate_inputs,  unrotate_inputs, attend};
+                         multiply,       row,            read_words,            products,               rms_norm,      \
+                         add,            scale,          gate,                  rotate,                 to_half,       \
+                         round_rows,     rotate_inputs,  unrotate_inputs,       attend};

@@ -257,6 +257,12 @@ def read_seconds(nbytes: int, threads: int, limit: float) -> list[float]:
     return _timed("read_seconds", nbytes, threads, limit, available()[0])
 
 
+def product_seconds(threads: int, limit: float) -> tuple[list[float], int]:
+    """Seconds in which `threads` threads make products of int8, each added to a sum, by a plain loop of the
+    instructions that the kernels use, on numbers at hand; and how many each thread makes. Measured likewise."""
+    return _timed("product_seconds", threads, limit, isa()), _module().PRODUCTS
+
+
 def multiply_seconds(
     grid: Grid, shape: tuple[int, int], arrays: Mapping[str, np.ndarray], *, threads: int, limit: float, count: int = 1
 ) -> list[float]:

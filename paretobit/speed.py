@@ -81,6 +81,13 @@ def cached_read_speed(threads: int, limit: float = 0.05) -> Spread:
     return _speed(threads * max(PAGE, core_cache_bytes() // 2), threads, limit)
 
 
+def product_speed(threads: int, limit: float = 0.25) -> Spread:
+    """Products of int8 a second, each added to a sum, in 1e9, that `threads` threads together make of numbers at hand:
+    the limit of a prompt."""
+    found, each = native.product_seconds(threads, limit)
+    return Spread.of(threads * each / seconds / 1e9 for seconds in found)
+
+
 def _speed(nbytes: int, threads: int, limit: float) -> Spread:
     whole = nbytes // threads // PAGE * PAGE * threads
     return Spread.of(whole / seconds / 1e9 for seconds in native.read_seconds(whole, threads, limit))

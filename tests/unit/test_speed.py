@@ -63,6 +63,33 @@ def test_every_byte_is_read(isa, size):
         native._module().read_words(values[:-64], isa)
 
 
+@pytest.mark.parametrize("isa", native.available())
+@pytest.mark.parametrize("quads", [1, 5, 64])
+def test_the_loop_of_products_makes_them(isa, quads):
+    rng = np.random.default_rng(quads)
+    codes = rng.integers(0, 256, (quads, 32, 4), np.uint8)
+    activations = rng.integers(-127, 128, (8, 4 * quads)).astype(np.int8)
+    codes[0], activations[0] = 255, -127  # the largest, where narrow sums would overflow
+    found = np.zeros((8, 32), np.int32)
+    sums = activations.sum(1, dtype=np.int32)
+    native._module().products(codes, activations, sums, found, isa)
+    flat = codes.transpose(0, 2, 1).reshape(4 * quads, 32).astype(np.int64)
+    np.testing.assert_array_equal(found, activations.astype(np.int64) @ flat)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_products_are_timed(threads):
+    found, each = native.product_seconds(threads, 0.0)
+    assert len(found) >= 3 and all(seconds > 0 for seconds in found) and each > 0
+    with pytest.raises(ParetobitError, match="cannot measure"):
+        native.product_seconds(0, 0.0)
+
+
+def test_products_a_second_are_those_of_all_threads(monkeypatch):
+    monkeypatch.setattr(native, "product_seconds", lambda threads, limit: ([0.5, 0.25, 1.0], 10**9))
+    assert speed.product_speed(3) == Spread(6.0, 3.0, 12.0, 3)
+
+
 def test_gb_per_second_are_bytes_over_seconds(machine, monkeypatch):
     asked = []
 
