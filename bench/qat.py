@@ -1,12 +1,13 @@
-"""What training buys: the same bytes rounded, rounded with scales trained, and trained for so many minutes.
+"""What training buys: the same bytes rounded, rounded with scales trained, and trained for so many steps or minutes.
 
-    python -m bench.qat demo:smollm2 [--calib leads|FILE] [--minutes 4 8 15 30] [--windows 80] [--schemes w2,w2t]
-                        [--known] [--draw FOLDER]
+    python -m bench.qat demo:smollm2 [--calib leads|FILE] [--minutes 30] [--steps 32 64 128] [--windows 80]
+                        [--schemes w2,w2t] [--known] [--draw FOLDER]
 
 Every row is measured as bench/frontier.py measures its own, on windows that nothing has seen, and remembered beside
 them: a second run measures what is missing. Rounding calibrates on 32,768 tokens of the text, training reads all of it.
-A budget is a whole schedule, from its first rate to nothing, so the rows of one scheme are runs of their own; what they
-say of longer ones is a straight line through the logarithms of divergence and tokens, extrapolated, and no measurement.
+A budget, in steps of 1,024 tokens or in minutes, is a whole schedule, from its first rate to nothing, so the rows of
+one scheme are runs of their own; what they say of longer ones is a straight line through the logarithms of divergence
+and tokens, extrapolated, and no measurement. Steps lead to the same rows on a machine that is busy.
 
 Ends with the bars: `w2` trained at most half the divergence of the best affine rounding of as many bytes with scales
 trained, `w2t` at most 0.9 of what recovery makes of it.
@@ -44,34 +45,37 @@ GPU = 4e14  # operations a second that one large GPU does of these: a guess, and
 
 @dataclass(frozen=True)
 class Trained:
-    """One `paretobit train` of so many minutes."""
+    """One `paretobit train` of so many minutes, or steps."""
 
     scheme: str
-    minutes: float
+    minutes: float | None = None
+    steps: int | None = None
     family = "trained"
     source_grid = False
 
     @property
     def name(self) -> str:
-        return f"{self.scheme} trained {self.minutes:g} min"
+        return f"{self.scheme} trained " + (f"{self.steps} steps" if self.steps else f"{self.minutes:g} min")
 
     def key(self, calibration: Calibration) -> dict[str, object]:
-        return {"scheme": self.scheme, "minutes": self.minutes, "data": hash_files([Path(calibration.calib)])}
+        effort = {"steps": self.steps} if self.steps else {"minutes": self.minutes}
+        return {"scheme": self.scheme, **effort, "data": hash_files([Path(calibration.calib)])}
 
     def folder(self, source: Checkpoint) -> Path:
-        return kept(source, "trained") / f"{self.scheme}-{self.minutes:g}"
+        effort = f"{self.steps}-steps" if self.steps else f"{self.minutes:g}"
+        return kept(source, "trained") / f"{self.scheme}-{effort}"
 
     def make(self, name: str, source: Checkpoint, calibration: Calibration, again: bool = False) -> Made:
         out = self.folder(source)
         stamp = out.with_name(out.name + ".sources")
         if again or not stamp.exists() or stamp.read_text() != sources():
             shutil.rmtree(out, ignore_errors=True)
-        time = f"{self.minutes * 60:g}s"
-        fit = paretobit.train(name, to=self.scheme, data=calibration.calib, time=time, out=str(out), overwrite=True)
+        time = None if self.minutes is None else f"{self.minutes * 60:g}s"
+        fit = paretobit.train(name, to=self.scheme, data=calibration.calib, time=time, steps=self.steps, out=str(out),
+                              overwrite=True)  # fmt: skip
         stamp.write_text(sources())
-        command = (
-            f"paretobit train {name} --to {self.scheme} --data {Path(calibration.calib).name} --time {time} -o OUT"
-        )
+        effort = f"--steps {self.steps}" if time is None else f"--time {time}"
+        command = f"paretobit train {name} --to {self.scheme} --data {Path(calibration.calib).name} {effort} -o OUT"
         return Made(Artifact(out), fit.size_bytes, fit.seconds, command, f"{self.tokens(source)} tokens")
 
     def tokens(self, source: Checkpoint) -> int:
@@ -88,7 +92,9 @@ def turned(source: Checkpoint, scheme: str) -> Ours:
     return Ours("plan", "gptq", {"plan": str(path), "recover": True}, f"{scheme} rotated, scales trained")
 
 
-def contestants(source: Checkpoint, schemes: Sequence[str], minutes: Sequence[float]) -> list[Point | Trained]:
+def contestants(
+    source: Checkpoint, schemes: Sequence[str], minutes: Sequence[float], steps: Sequence[int]
+) -> list[Point | Trained]:
     found: list[Point | Trained] = []
     for scheme in schemes:
         if scheme.endswith("t"):
@@ -96,7 +102,7 @@ def contestants(source: Checkpoint, schemes: Sequence[str], minutes: Sequence[fl
         else:
             found += [Ours(scheme, "gptq"), Ours(scheme, "gptq", {"recover": True}, "scales trained")]
             found += [turned(source, scheme)]
-        found += [Trained(scheme, span) for span in minutes]
+        found += [Trained(scheme, steps=count) for count in steps] + [Trained(scheme, span) for span in minutes]
     return found
 
 
@@ -110,11 +116,30 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def seen(row: Row) -> float:
+    """Tokens that it was trained on."""
+    return float(row.note.split()[0])
+
+
+def trained(rows: Sequence[Row], scheme: str) -> list[Row]:
+    """Those of a scheme, by tokens."""
+    return sorted((r for r in rows if r.family == "trained" and r.name.split()[0] == scheme), key=seen)
+
+
+def line(rows: Sequence[Row]) -> tuple[float, float]:
+    """(slope, start) of the straight line through the logarithms of tokens and divergence."""
+    slope, start = np.polyfit(np.log([seen(row) for row in rows]), np.log([row.kl for row in rows]), 1)
+    return float(slope), float(start)
+
+
+def gpu_hour(parameters: int) -> float:
+    """Tokens."""
+    return GPU * 3600 / (2 * PASSES * parameters)
+
+
 def curve(rows: Sequence[Row], parameters: int) -> str:
-    """The line through the logarithms, and where it leads."""
-    seen = np.log([float(row.note.split()[0]) for row in rows])
-    slope, start = np.polyfit(seen, np.log([row.kl for row in rows]), 1)
-    hour = GPU * 3600 / (2 * PASSES * parameters)
+    """The line, and where it leads."""
+    (slope, start), hour = line(rows), gpu_hour(parameters)
     at = {hours: float(np.exp(start + slope * np.log(hour * hours))) for hours in (0.1, 1, 10)}
     guessed = ", ".join(f"{hours:g} h {kl:.3f}" for hours, kl in at.items())
     return (f"{rows[0].name.split()[0]}: KL falls as tokens^{slope:.3f}; extrapolated to a GPU of {GPU:.0e} operations "
@@ -124,7 +149,7 @@ def curve(rows: Sequence[Row], parameters: int) -> str:
 def bars(rows: Sequence[Row]) -> list[str]:
     found = []
     for scheme, factor in (("w2", HALF), ("w2t", LESS)):
-        mine = [row for row in rows if row.family == "trained" and row.name.split()[0] == scheme]
+        mine = trained(rows, scheme)
         most = max((row.bytes for row in mine), default=0)
         before = [row for row in rows if row.family != "trained" and row.bytes <= 1.01 * most
                   and (row.family == "trellis") == scheme.endswith("t")]  # fmt: skip
@@ -136,13 +161,18 @@ def bars(rows: Sequence[Row]) -> list[str]:
     return found
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
+def draw(rows: Sequence[Row], schemes: Sequence[str], parameters: int, path: Path) -> None:
+    """Tokens against divergence; each line goes on, dashed, to what a GPU would see in an hour."""
     with picture(path, (7, 4.5)) as axes:
-        for scheme in sorted({row.name.split()[0] for row in rows}):
-            mine = [row for row in rows if row.family == "trained" and row.name.split()[0] == scheme]
-            axes.plot(
-                [float(row.note.split()[0]) for row in mine], [row.kl for row in mine], "o-", label=f"{scheme} trained"
-            )
+        for scheme in schemes:
+            mine = trained(rows, scheme)
+            if not mine:
+                continue
+            drawn = axes.plot([seen(row) for row in mine], [row.kl for row in mine], "o-", label=f"{scheme} trained")
+            if len(mine) > 1:
+                slope, start = line(mine)
+                ends = np.array([seen(mine[-1]), gpu_hour(parameters)])
+                axes.plot(ends, np.exp(start) * ends**slope, "--", color=drawn[0].get_color(), linewidth=1)
         for row in rows:
             if row.family != "trained":
                 axes.axhline(row.kl, linestyle=":", linewidth=1, color="grey")
@@ -157,7 +187,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--calib", default="leads")
-    parser.add_argument("--minutes", type=float, nargs="+", default=[4, 8, 15, 30])
+    parser.add_argument("--minutes", type=float, nargs="*", default=[30])
+    parser.add_argument("--steps", type=int, nargs="*", default=[32, 64, 128])
     parser.add_argument("--windows", type=int, default=80)
     parser.add_argument("--schemes", default="w2,w2t")
     parser.add_argument("--known", action="store_true", help="measure nothing: print what is known")
@@ -171,7 +202,8 @@ def main() -> None:
     calibration = Calibration(calib, 32768, gather(source, calib, 32768, 0, "cpu"))
     windows = encode_windows(Tokenizer(source.companions), read_text(text), limit=given.windows)
     ids, known, rows, original = [window_id(window) for window in windows], Rows(), [], None
-    for point in contestants(source, given.schemes.split(","), given.minutes):
+    schemes = given.schemes.split(",")
+    for point in contestants(source, schemes, given.minutes, given.steps):
         key = key_of(point, source, calibration)  # type: ignore[arg-type]
         if known.get(key, ids) is None and not given.known:
             original = original or Original(source, windows)
@@ -179,12 +211,11 @@ def main() -> None:
         rows += [row for row in [known.get(key, ids)] if row is not None]
     print(f"{source.name}: {len(windows)} windows of {text.name}; {Path(calib).name}; {hardware.isa()}\n")
     print("\n".join([table(rows), "", *bars(rows)]))
-    for scheme in given.schemes.split(","):
-        mine = [row for row in rows if row.family == "trained" and row.name.split()[0] == scheme]
-        if len(mine) > 1:
+    for scheme in schemes:
+        if len(mine := trained(rows, scheme)) > 1:
             print(curve(mine, source.parameters))
     if given.draw:
-        draw(rows, Path(given.draw) / f"qat-{given.model.rpartition(':')[2]}.svg")
+        draw(rows, schemes, source.parameters, Path(given.draw) / f"qat-{given.model.rpartition(':')[2]}.svg")
 
 
 if __name__ == "__main__":
