@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
-Advance = Callable[[float], None]
+
+class Advance(Protocol):
+    """Takes the amount of work just done, and what to show beside it from now on."""
+
+    def __call__(self, amount: float, beside: str = "") -> None: ...
 
 
 @contextmanager
@@ -17,16 +22,17 @@ def progress(what: str, total: float) -> Iterator[Advance]:
     A terminal gets a bar with the time left; anything else gets one line at every tenth of the way.
     """
     if not leads():
-        yield lambda amount: None
+        yield lambda amount, beside="": None
     elif sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-                   TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+                   TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+                   TextColumn("{task.fields[beside]}"))  # fmt: skip
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(what, total=total)
-            yield lambda amount: bar.advance(task, amount)
+            task = bar.add_task(what, total=total, beside="")
+            yield lambda amount, beside="": bar.update(task, advance=amount, beside=beside)
     else:
         yield _lines(what, total)
 
@@ -36,14 +42,15 @@ def _lines(what: str, total: float) -> Advance:
 
     start, done, shown = time.monotonic(), 0.0, 0
 
-    def advance(amount: float) -> None:
+    def advance(amount: float, beside: str = "") -> None:
         nonlocal done, shown
         done += amount
         tenth = int(10 * done / total) if total else 10
         if tenth > shown:
             shown = tenth
             left = (time.monotonic() - start) * (total - done) / done
-            print(f"{what}: {10 * tenth} %, about {left:.0f} s left", file=sys.stderr, flush=True)
+            told = f"{beside}, " if beside else ""
+            print(f"{what}: {10 * tenth} %, {told}about {left:.0f} s left", file=sys.stderr, flush=True)
 
     return advance
 

@@ -12,21 +12,20 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from paretobit.arch.spec import EMBED, HEAD
+from paretobit.compress import moments
 from paretobit.compress.distill import halved
 from paretobit.compress.learner import HELD, RANGE, Learner
 from paretobit.compress.model import Decoder, finish
+from paretobit.compress.shards import Shards
 from paretobit.compress.world import World
 from paretobit.errors import ParetobitError
 from paretobit.progress import progress
-from paretobit.tensorfile import SafetensorsFile, write_arrays
-from paretobit.work import Work
 
 FACTS = "facts"
 
@@ -55,7 +54,7 @@ class Trained:
 @dataclass
 class Blockwise:
     """All blocks of `learner`, one after the other. windows: int64 (n, tokens), this process's share; shares: of the
-    rate, by parameter; half: products are of bf16 numbers."""
+    rate, by parameter; half: products are of bf16 numbers; shards: what finished blocks are kept in."""
 
     learner: Learner
     teacher: Decoder
@@ -63,7 +62,7 @@ class Blockwise:
     shares: Mapping[str, float]
     recipe: Blocks
     half: bool
-    work: Work
+    shards: Shards
     world: World
 
     def __post_init__(self) -> None:
@@ -97,8 +96,7 @@ class Blockwise:
     def _block(self, layer: int, x: list[Tensor], wanted: list[Tensor]) -> Trained:
         learner, recipe, started = self.learner, self.recipe, time.monotonic()
         named, grids = self._named(layer), [name for name in learner.arch.block_shapes(layer) if name in learner.grids]
-        groups = [{"params": [value], "share": self.shares[name]} for name, value in named.items()]
-        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+        optimizer = moments.adamw(named, self.shares)
         order = np.concatenate([np.random.default_rng([layer, i]).permutation(len(x)) for i in range(recipe.passes)])
         steps, errors = len(order), []
         for step, at in enumerate(order.tolist()):
@@ -112,9 +110,8 @@ class Blockwise:
                     f"training block {layer} by itself failed at step {step + 1}: its error is not finite",
                     hint="repeat without --blocks",
                 )
-            self.world.total_gradients(named.values())
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.rate * group["share"] * (1 + math.cos(math.pi * (step + 0.5) / steps)) / 2
+            moments.fill(named.values())
+            moments.at_rate(optimizer, recipe.rate * (1 + math.cos(math.pi * (step + 0.5) / steps)) / 2)
             optimizer.step()
             optimizer.zero_grad()
             if (step + 1) % recipe.refresh == 0 or step + 1 == steps:
@@ -123,19 +120,16 @@ class Blockwise:
         found = Trained(
             layer, float(np.mean(errors[:ends])), float(np.mean(errors[-ends:])), time.monotonic() - started
         )
-        if self.world.leads:
-            facts = np.array([found.before, found.after, found.seconds])
-            held = {HELD + name: codes for name, codes in learner.held_codes(grids).items()}
-            values = {name: value.detach().cpu().numpy() for name, value in named.items()}
-            write_arrays(self._path(layer), {FACTS: facts, **held, **values})
-        self.world.wait()
+        facts = np.array([found.before, found.after, found.seconds])
+        held = {HELD + name: codes for name, codes in learner.held_codes(grids).items()}
+        values = {name: value.detach().cpu().numpy() for name, value in named.items()}
+        self.shards.write(f"block-{layer}", {FACTS: facts, **held, **values})
         return found
 
     def _known(self, layer: int) -> Trained | None:
-        path = self._path(layer)
-        if not self.world.least(int(path.exists())):
+        file = self.shards.read(f"block-{layer}")
+        if file is None:
             return None
-        file = SafetensorsFile(path)
         for name, value in self._named(layer).items():
             value.copy_(torch.from_numpy(file.read_float32(name)))
         self.learner.hold_saved(file)
@@ -145,9 +139,6 @@ class Blockwise:
         named = self.learner.parameters
         both = (name + suffix for name in self.learner.arch.block_shapes(layer) for suffix in ("", RANGE))
         return {name: named[name] for name in both if name in named}
-
-    def _path(self, layer: int) -> Path:
-        return self.work.path(f"block-{layer}.safetensors")
 
 
 def relative_error(made: Tensor, wanted: Tensor) -> Tensor:  # (…, hidden) twice -> ()

@@ -3,6 +3,7 @@ methods (compress/methods/) make what is stored. What it computes with is what w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,11 +19,12 @@ from paretobit.checkpoint.base import Checkpoint
 from paretobit.compress import methods
 from paretobit.compress.basis import basis_of
 from paretobit.compress.model import Decoder
+from paretobit.compress.shards import Whole
 from paretobit.compress.units import Units
+from paretobit.compress.world import World
 from paretobit.planfile import Plan, taps
 from paretobit.qtensor import QTensor
 from paretobit.scheme import FLOATS, Grid, Scheme, parse
-from paretobit.tensorfile import SafetensorsFile
 
 RANGE = " range"  # after a tensor's name: its ranges, or scales, among the parameters
 HELD = "held "  # before a tensor's name: the codes held on to, among what is saved
@@ -32,22 +34,30 @@ KINDS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 class Learner:
     """`parameters` by name, float32, each with a gradient of its own. `source` gives what they start from.
 
-    rounded: the same model as other methods rounded it under the plan's grids; its codes and scales are what training
-    starts with. A rotated matrix is trained in the basis in which it is stored.
+    Of several processes each keeps some of the tensors, `owner` says who keeps which, and lends them out whenever the
+    model is computed: parameters and grids are this process's, `planned` are the grids of all. rounded: the same model
+    as other methods rounded it under the plan's grids; its codes and scales are what training starts with. A rotated
+    matrix is trained in the basis in which it is stored.
     """
 
-    def __init__(self, source: Checkpoint, plan: Plan, rounded: Units | None, device: str) -> None:
-        self.plan, self.arch = plan, source.arch
+    def __init__(
+        self, source: Checkpoint, plan: Plan, rounded: Units | None, device: str, world: World | None = None
+    ) -> None:
+        self.plan, self.arch, self._world = plan, source.arch, world or World()
+        self._shapes = source.arch.shapes()
+        self.owner = self._world.owners({name: math.prod(shape) for name, shape in self._shapes.items()})
+        mine = [name for name in self._shapes if self.owner[name] == self._world.rank]
         self.decoder = Decoder(source, device=device, keep=False)
         layers = plan.layers.items()
-        self.grids = {name: x.scheme.weight for name, x in layers if x.scheme.weight.kind not in FLOATS}
+        self.planned = {name: x.scheme.weight for name, x in layers if x.scheme.weight.kind not in FLOATS}
+        self.grids = {name: grid for name, grid in self.planned.items() if name in mine}
         self._method = {name: methods.load(plan.layers[name].method, "train") for name in self.grids}
         found = {consumer: basis_of(plan, tap) for tap in taps(self.arch) for consumer in tap.consumers}
         self._basis = {name: found.get(name) for name in self.grids}
         self.parameters: dict[str, Tensor] = {}
         self.held: dict[str, Any] = dict.fromkeys(self.grids)
         codes: dict[str, np.ndarray | None] = {}
-        for name in self.arch.shapes():
+        for name in mine:
             weight = torch.from_numpy(source.read(name)).to(device)
             if name in self.grids:
                 q, basis, layer = rounded and rounded.qtensor(name), self._basis[name], plan.layers[name]
@@ -76,14 +86,20 @@ class Learner:
         """By name, the codes that methods hold on to: what `hold` takes."""
         return {name: self.packed(name).codes for name in names if self.held[name] is not None}
 
-    def hold_saved(self, file: SafetensorsFile) -> None:
-        """Hold on to the codes that a file has under HELD and their tensors' names."""
-        self.hold({name.removeprefix(HELD): file.read_raw(name) for name in file.tensors if name.startswith(HELD)})
+    def hold_saved(self, state: Whole) -> None:
+        """Hold on to the codes that a state has under HELD and their tensors' names, of this process's tensors."""
+        found = {name: HELD + name for name in self.grids}
+        self.hold({name: state.read_raw(kept) for name, kept in found.items() if kept in state.tensors})
 
     # ---- what distill.one_step computes with
 
     def value(self, name: str) -> Tensor:
         """A tensor as it will be stored, float32, in the model's basis."""
+        made = self._own(name) if name in self.parameters else None
+        return self._world.lent(made, self._shapes[name], self.owner[name])
+
+    def _own(self, name: str) -> Tensor:
+        """One of this process's tensors, as `value` gives it."""
         if name in self.grids:
             made: Tensor = self._method[name].fake(*self._of(name), self.held[name])
             basis = self._basis[name]
@@ -141,11 +157,11 @@ class Learner:
 
     @torch.no_grad()
     def arrays(self) -> dict[str, np.ndarray]:
-        """All arrays of the packed model's file."""
+        """This process's arrays of the packed model's file."""
         found: dict[str, np.ndarray] = {}
         for name in self.parameters:
             if name in self.grids:
                 found |= {name + suffix: array for suffix, array in stored(self.packed(name)).items()}
             elif not name.endswith(RANGE):
-                found[name] = float_arrays(self.value(name).cpu().numpy(), self._scheme(name))[1]
+                found[name] = float_arrays(self._own(name).cpu().numpy(), self._scheme(name))[1]
         return found

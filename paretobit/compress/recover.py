@@ -148,8 +148,7 @@ def run(source: Checkpoint, plan: Plan, windows: np.ndarray, units: list[Path], 
     with progress(f"recovering {source.name}", len(steps)) as advance:
         advance(done)
         for step in range(done, len(steps)):
-            for group in optimizer.param_groups:
-                group["lr"] = group["share"] * recipe.rate * (1 + math.cos(math.pi * step / len(steps))) / 2
+            moments.at_rate(optimizer, recipe.rate * (1 + math.cos(math.pi * step / len(steps))) / 2)
             optimizer.zero_grad()
             ids = torch.from_numpy(windows[steps[step]]).to(student.device)
             with halved(device, half):

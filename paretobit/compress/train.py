@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,15 +24,15 @@ from paretobit.compress.blockwise import Blocks, Blockwise
 from paretobit.compress.distill import Target, as_original, as_text, halved, one_step
 from paretobit.compress.learner import HELD, RANGE, Learner
 from paretobit.compress.model import Decoder
+from paretobit.compress.shards import Shards
 from paretobit.compress.units import Units
 from paretobit.compress.world import World
 from paretobit.errors import ParetobitError
 from paretobit.planfile import Plan
 from paretobit.progress import progress
-from paretobit.tensorfile import SafetensorsFile, write_arrays
 from paretobit.work import Work, remember, remembered
 
-STATE = "training.safetensors"
+STATE, DONE = "training", "trained"
 ORIGINAL, TEXT = LOSSES = ("original", "text")
 WATCH = 25  # steps between two looks at the codes
 BLOCK_RATE = 2.0  # of the rate, while a block is trained by itself
@@ -67,7 +68,11 @@ class Recipe:
 
 @dataclass
 class Training:
-    """One run, step by step. windows: int64 (n, tokens), the same in every process."""
+    """One run, step by step. windows: int64 (n, tokens), the same in every process.
+
+    Several processes compute the same model, each on its part of a step's windows. Each keeps, trains and saves its own
+    tensors of it (`Learner`), so that all together need the memory of one, but for a block.
+    """
 
     source: Checkpoint
     plan: Plan
@@ -90,13 +95,12 @@ class Training:
                 f"{self.recipe.batch}",
                 hint="give more text, or a smaller --batch",
             )
-        self.learner = Learner(self.source, self.plan, self.rounded, self.device)
+        self.learner = Learner(self.source, self.plan, self.rounded, self.device, self.world)
+        self.shards = Shards(self.work, self.world)
         original = self.recipe.loss == ORIGINAL
         self.teacher = Decoder(self.source, device=self.device, half=self.recipe.half) if original else None
         named = self.learner.parameters
-        shares = self._shares()
-        groups = [{"params": [value], "share": shares[name]} for name, value in named.items()]
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+        self.optimizer = moments.adamw(named, self._shares())
         self.step, self.tokens, self.elapsed, self.spent = 0, 0, 0.0, 0.0
         self._first = {name: value.detach().clone() for name, value in named.items() if name.endswith(RANGE)}
         self._codes = {name: self.learner.packed(name).codes for name in self.learner.grids}
@@ -120,10 +124,13 @@ class Training:
 
     @torch.no_grad()
     def _shares(self) -> dict[str, float]:
-        """Of the rate, by parameter: each moves in proportion to its size, matrices on the whole at the rate itself, a
-        range as its weights but where it is smaller: a step of a grid of many levels."""
-        sizes = {name: float(value.abs().mean()) for name, value in self.learner.parameters.items()}
-        counts = {name: math.prod(shape) for name, shape in self.source.arch.shapes().items() if len(shape) > 1}
+        """Of the rate, by parameter of any process: each moves in proportion to its size, matrices on the whole at the
+        rate itself, a range as its weights but where it is smaller: a step of a grid of many levels."""
+        shapes, named = self.source.arch.shapes(), self.learner.parameters
+        names = [*shapes, *(name + RANGE for name in self.learner.planned)]
+        mine = [float(named[name].abs().mean()) if name in named else 0.0 for name in names]
+        sizes = dict(zip(names, self.world.sums(mine), strict=True))
+        counts = {name: math.prod(shape) for name, shape in shapes.items() if len(shape) > 1}
         usual = max(1e-12, sum(sizes[name] * n for name, n in counts.items()) / sum(counts.values()))
         return {
             name: min(MOST_SHARE, min(size, sizes[name.removesuffix(RANGE)]) / usual) for name, size in sizes.items()
@@ -154,15 +161,13 @@ class Training:
             for part in ids.split(self.recipe.at_once):
                 share = len(part) / self.recipe.batch
                 loss += share * one_step(self.learner, self._target(part), part, share)
-        loss = float(world.total(torch.tensor(loss, dtype=torch.float64)))
-        world.total_gradients(named.values())
+        moments.fill(named.values())
         norms = {name: float(torch.linalg.vector_norm(value.grad)) for name, value in named.items()}  # type: ignore[arg-type]
-        wrong = next((name for name, norm in norms.items() if not math.isfinite(norm)), None)
-        if wrong or not math.isfinite(loss):
-            raise self._diverged(wrong or "the loss", loss)
-        norm = math.sqrt(sum(norm**2 for norm in norms.values()))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate() * group["share"]
+        loss, squared = world.sums([loss, sum(norm**2 for norm in norms.values())])
+        if not math.isfinite(loss + squared):
+            raise self._diverged(norms, loss)
+        norm = math.sqrt(squared)
+        moments.at_rate(self.optimizer, self.rate())
         for value in named.values() if norm > self.recipe.largest_norm else ():
             assert value.grad is not None
             value.grad *= self.recipe.largest_norm / norm
@@ -175,8 +180,10 @@ class Training:
     def _target(self, ids: Tensor) -> Target:
         return as_text(ids) if self.teacher is None else as_original(self.teacher, ids)
 
-    def _diverged(self, what: str, loss: float) -> ParetobitError:
-        what = what.replace(RANGE, "'s range")
+    def _diverged(self, norms: dict[str, float], loss: float) -> ParetobitError:
+        names = [*self.source.arch.shapes(), *(name + RANGE for name in self.learner.planned), "the loss"]
+        first = next((i for i, name in enumerate(names) if not math.isfinite(norms.get(name, 0.0))), len(names) - 1)
+        what = names[self.world.least(first)].replace(RANGE, "'s range")
         if self.step:
             self._save()
         return ParetobitError(
@@ -186,11 +193,11 @@ class Training:
 
     # ---- all steps
 
-    def run(self) -> Path:
-        """Train to the end, resuming what a killed run has saved; returns the file of the packed arrays."""
-        out = self.work.path("trained.safetensors")
-        if self.world.least(int(out.exists())):
-            return out
+    def run(self) -> list[Path]:
+        """Train to the end, resuming what a killed run has saved; returns the files of the packed arrays."""
+        done = self.shards.read(DONE)
+        if done is not None:
+            return done.files
         self._resume()
         self.world.wait()
         if not self.step:
@@ -198,26 +205,26 @@ class Training:
             self._look(changed=False)
         start, saved_at = time.monotonic() - self.elapsed, time.monotonic()
         with progress(f"training {self.source.name}", 1.0) as show:
-            shown = 0.0
+            shown, recent, first = 0.0, deque[float](maxlen=WATCH), (self.tokens, self.elapsed)
             while self.world.least(int(self.way() < 1)):
                 loss = self.advance()
                 self.elapsed = time.monotonic() - start
                 self._log({"step": self.step, "tokens": self.tokens, "loss": loss})  # no times: reruns are equal
                 if self.step - self._looked >= WATCH:
                     self._look()
-                if time.monotonic() - saved_at > self.recipe.save_seconds:
+                if self.world.least(int(time.monotonic() - saved_at > self.recipe.save_seconds)):
                     self._save()
                     saved_at = time.monotonic()
-                show(self.way() - shown)
+                recent.append(loss)
+                pace = (self.tokens - first[0]) / max(1e-9, self.elapsed - first[1])
+                what = "KL" if self.recipe.loss == ORIGINAL else "loss"
+                show(self.way() - shown, f"{what} {sum(recent) / len(recent):.3f}, {pace:.0f} tokens/s")
                 shown = self.way()
         if self.step % self.recipe.refresh:
             self.learner.refresh()
         if self.step > self._looked:
             self._look()
-        if self.world.leads:
-            write_arrays(out, self.learner.arrays())
-        self.world.wait()
-        return out
+        return self.shards.write(DONE, self.learner.arrays())
 
     def _blocks(self) -> None:
         """Train block by block, where the recipe asks for it, on windows that steps come to last."""
@@ -226,7 +233,7 @@ class Training:
         assert self.teacher is not None
         chosen = self.windows[self._order(0)[-self.recipe.blocks :]][self.world.rank :: self.world.size]
         how = Blocks(self.recipe.batch // self.world.size, rate=BLOCK_RATE * self.recipe.rate)
-        at = (chosen, self._shares(), how, self.recipe.half, self.work, self.world)
+        at = (chosen, self._shares(), how, self.recipe.half, self.shards, self.world)
         for found in Blockwise(self.learner, self.teacher, *at).trained():
             self._log({"step": 0, "block": found.layer, "error_before": found.before, "error_after": found.after})
             self.spent += found.seconds
@@ -240,52 +247,47 @@ class Training:
     @torch.no_grad()
     def _look(self, changed: bool = True) -> None:
         """Log what share of the codes changed since the last look, each level's share and how far ranges have moved."""
-        over, names = self.step - self._looked, list(self.learner.grids)
+        over, learner = self.step - self._looked, self.learner
         rows: dict[str, list[str]] = {}
-        for name in names:
+        for name in learner.planned:
             rows.setdefault(str(self.plan.layers[name].scheme), []).append(name)
         for scheme, members in rows.items():
-            levels = np.zeros(self.learner.grids[members[0]].levels, np.int64)
-            moved, drift = 0, []
+            counts = np.zeros(learner.planned[members[0]].levels, np.int64)
+            moved, drift, ranges = 0, 0.0, 0
             for name in members:
-                codes = self.learner.packed(name).codes
+                if name not in learner.grids:
+                    continue
+                codes = learner.packed(name).codes
                 moved += int((codes != self._codes[name]).sum())
-                levels += np.bincount(codes.ravel(), minlength=len(levels))
+                counts += np.bincount(codes.ravel(), minlength=len(counts))
                 self._codes[name] = codes
-                first = self._first[name + RANGE]
-                drift.append((self.learner.parameters[name + RANGE] / first - 1).abs().flatten())
-            count = int(levels.sum())
-            row = {
-                "step": self.step,
-                "scheme": scheme,
-                "over_steps": over,
-                "range_drift": float(torch.cat(drift).mean()),
-            }
-            row |= {"changed": moved / count} if changed else {}
-            row |= {"levels": [n / count for n in levels.tolist()]} if len(levels) <= MOST_LEVELS else {}
+                drifts = (learner.parameters[name + RANGE] / self._first[name + RANGE] - 1).abs()
+                drift, ranges = drift + float(drifts.sum(dtype=torch.float64)), ranges + drifts.numel()
+            flipped, drifted, of, *levels = self.world.sums([moved, drift, ranges, *counts.tolist()])
+            count = sum(levels)
+            row = {"step": self.step, "scheme": scheme, "over_steps": over, "range_drift": drifted / of}
+            row |= {"changed": flipped / count} if changed else {}
+            row |= {"levels": [n / count for n in levels]} if len(levels) <= MOST_LEVELS else {}
             self._log(row)
         self._looked = self.step
 
     # ---- what is kept
 
     def _save(self) -> None:
-        """All that the rest of the run depends on, in one file, in one rename."""
-        if not self.world.leads:
-            return
+        """All that the rest of the run depends on."""
         counts = np.array([self.step, self.tokens, self._looked], np.int64)
         arrays = {"counts": counts, "seconds": np.array([self.elapsed, self.spent])}
         arrays |= moments.kept(self.learner.parameters, self.optimizer)
         arrays |= {f"codes {name}": codes for name, codes in self._codes.items()}
         arrays |= {HELD + name: codes for name, codes in self.learner.held_codes(self.learner.grids).items()}
-        write_arrays(self.work.path(STATE), arrays)
+        self.shards.write(STATE, arrays, self.step)
 
     def _resume(self) -> None:
-        path = self.work.path(STATE)
-        if not path.exists():
+        file = self.shards.read(STATE)
+        if file is None:
             if self.world.leads:
                 self.work.path(TRAINING).unlink(missing_ok=True)
             return
-        file = SafetensorsFile(path)
         self.step, self.tokens, self._looked = (int(n) for n in file.read_raw("counts"))
         self.elapsed, self.spent = (float(n) for n in file.read_raw("seconds"))
         moments.restore(file, self.learner.parameters, self.optimizer, self.step)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,6 +51,13 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def sums(self, values: Sequence[float]) -> list[float]:
+        """The sums of all processes' numbers, place by place."""
+        if self.size == 1:
+            return list(values)
+        found: list[float] = self.total(torch.tensor(values, dtype=torch.float64, device=_device())).tolist()
+        return found
+
     def total_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Give every parameter the sum of all processes' gradients, zeros where there is none."""
         for value in parameters:
@@ -72,6 +80,24 @@ class World:
 
             dist.broadcast(tensor, owner)
         return tensor
+
+    def owners(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Which process keeps each of these, of so many values, so that all keep about as many."""
+        kept, found = [0] * self.size, {}
+        for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+            found[name] = min(range(self.size), key=kept.__getitem__)
+            kept[found[name]] += sizes[name]
+        return found
+
+    def lent(self, value: Tensor | None, shape: Sequence[int], owner: int) -> Tensor:
+        """The owner's `value`, float32 of that shape, on every process; others give None. Going backwards, the sum of
+        all processes' gradients at it goes on at the owner alone. All processes must lend in one order."""
+        if self.size == 1:
+            assert value is not None
+            return value
+        nothing = torch.empty(0, device=_device(), requires_grad=True)
+        found: Tensor = _Lent.apply(nothing if value is None else value, tuple(shape), self, owner)
+        return found
 
     def share_ids(self, ids: np.ndarray | None) -> np.ndarray:
         """int64 (n, tokens): the leader's, on every process."""
@@ -99,6 +125,22 @@ class World:
             import torch.distributed as dist
 
             dist.destroy_process_group()
+
+
+class _Lent(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, shape: tuple[int, ...], world: World, owner: int) -> Tensor:
+        ctx.world, ctx.owner = world, owner
+        mine = world.rank == owner
+        return world.share(value.detach().contiguous() if mine else value.new_empty(shape), owner)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None]:  # type: ignore[override]
+        import torch.distributed as dist
+
+        added = gradient.clone(memory_format=torch.contiguous_format)
+        dist.reduce(added, ctx.owner)
+        return (added if ctx.world.rank == ctx.owner else None), None, None, None
 
 
 def _device() -> str:

@@ -224,7 +224,7 @@ def run(job: Job, recipe: Recipe, start: str, data: str, out: Path, overwrite: b
             if world.leads:
                 manifest = describe(source, fingerprint, corpus.record, [])
                 with work.publish() as folder:
-                    assemble(folder, source, job.plan, manifest, [trained])
+                    assemble(folder, source, job.plan, manifest, trained)
                     work.take(work.path(TRAINING), folder)
                     write_card(folder)
             world.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -53,6 +54,7 @@ def test_every_width_ends_as_a_model_that_runs(
     out = tmp_path / "out"
     done = command("train", model, "--to", to, "--data", text, "--steps", 12, "--rate", 2e-3, "--no-half", "-o", out)
     assert done.code == 0, done.err
+    assert re.search(r"training .*: 50 %, KL \d+\.\d{3}, \d+ tokens/s, about \d+ s left", done.err)
     packed = Artifact(out)
     assert {str(layer.scheme) for layer in packed.plan.layers.values()} == {to, embed}
     assert {layer.method for layer in packed.plan.layers.values()} == {"paths" if to.endswith("t") else "paretoq"}
@@ -114,6 +116,7 @@ def test_two_processes_learn_like_one(model: Path, text: Path, tmp_path: Path, b
     # a code that lay on a tie may flip, and moves a loss of this tiny model in the fourth digit
     np.testing.assert_allclose(two, one, rtol=2e-3)
     assert one[-1] < one[0]
+    assert contents(tmp_path / "two").keys() == contents(tmp_path / "one").keys()
     errors = [logged(tmp_path / name, "error_after") for name in ("one", "two")]
     assert bool(blocks) == bool(errors[0])
     np.testing.assert_allclose(errors[1], errors[0], rtol=2e-3)

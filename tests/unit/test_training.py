@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from paretobit.compress.blockwise import Blockwise, relative_error
 from paretobit.compress.distill import as_original, as_text, one_step
 from paretobit.compress.learner import RANGE, Learner
 from paretobit.compress.model import Decoder
+from paretobit.compress.shards import Shards
 from paretobit.compress.train import STATE, Recipe, Training
 from paretobit.compress.trainable import Trainable, prepare, save_quantized, trained
 from paretobit.compress.units import Units
@@ -167,7 +169,7 @@ def test_killed_and_resumed_equals_uninterrupted(
 ) -> None:
     recipe = Recipe(60, None, batch=4, at_once=3, rate=1e-3)
     whole = training(model, tmp_path / "whole", recipe, to)
-    file = whole.run()
+    (file,) = whole.run()
     for folder, stop in (("a", 7), ("b", 27), ("c", 59)):
         run = training(model, tmp_path / folder, replace(recipe, save_seconds=0.0), to)
         advance = run.advance
@@ -181,7 +183,7 @@ def test_killed_and_resumed_equals_uninterrupted(
         with pytest.raises(KeyboardInterrupt):
             run.run()
         again = training(model, tmp_path / folder, recipe, to)
-        assert again.run().read_bytes() == file.read_bytes()
+        assert [part.read_bytes() for part in again.run()] == [file.read_bytes()]
         for name, value in state_of(whole).items():
             assert torch.equal(value, again.learner.parameters[name]), name
         assert again.work.path(TRAINING).read_text() == whole.work.path(TRAINING).read_text()
@@ -198,10 +200,22 @@ def test_every_window_is_seen_once_an_epoch(model: Path, tmp_path: Path) -> None
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
+class Alone(World):
+    """One of several processes whose others are not there."""
+
+    def wait(self) -> None:
+        pass
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        return list(values)
+
+
 def test_processes_share_a_step_s_windows(model: Path, tmp_path: Path) -> None:
     recipe = Recipe(4, None, batch=4)
     one = training(model, tmp_path, recipe)
-    both = [training(model, tmp_path, recipe, world=World(rank, 2)) for rank in range(2)]
+    both = [training(model, tmp_path, recipe, world=Alone(rank, 2)) for rank in range(2)]
+    names = [set(run.learner.parameters) for run in both]
+    assert not names[0] & names[1] and names[0] | names[1] == set(one.learner.parameters)
     for step in range(4):
         for run in (one, *both):
             run.step = step
@@ -209,6 +223,43 @@ def test_processes_share_a_step_s_windows(model: Path, tmp_path: Path) -> None:
         assert torch.equal(torch.stack(parts, 1).flatten(0, 1), one.batch())
     with pytest.raises(ParetobitError, match="do not divide among 3 processes"):
         training(model, tmp_path, recipe, world=World(0, 3))
+
+
+def test_a_state_counts_when_all_its_parts_are_there(tmp_path: Path) -> None:
+    work = Work(tmp_path / "out", "model", {})
+    work.folder.mkdir()
+    two, one = ([Shards(work, Alone(rank, size)) for rank in range(size)] for size in (2, 1))
+
+    def keep(shards: list[Shards], number: int, ranks: tuple[int, ...]) -> None:
+        for rank in ranks:
+            shards[rank].write("state", {"n": np.array([number]), f"of {rank}": np.array([rank])}, number)
+
+    def found() -> int | None:
+        whole = one[0].read("state")
+        return None if whole is None else int(whole.read_raw("n")[0])
+
+    keep(two, 5, (0,))
+    assert found() is None
+    keep(two, 5, (1,))
+    assert found() == 5
+    keep(two, 8, (1,))  # killed before the first process has written its part
+    assert found() == 5
+    keep(two, 8, (0,))
+    assert found() == 8 and len(list(work.folder.iterdir())) == 2
+    whole = one[0].read("state")
+    assert whole is not None and {"of 0", "of 1"} < set(whole.tensors) and whole.read_raw("of 1")[0] == 1
+    assert one[0].read("other") is None
+    keep(one, 8, (0,))  # the same moment, kept by another number of processes
+    assert found() == 8 and [path.name for path in work.folder.iterdir()] == ["state-8.0of1.safetensors"]
+
+
+def test_processes_keep_about_as_much_each() -> None:
+    sizes = {"a": 100, "b": 60, "c": 50, "d": 1, "e": 1}
+    owners = World(0, 2).owners(sizes)
+    assert owners == World(1, 2).owners(dict(reversed(sizes.items())))
+    kept = [sum(n for name, n in sizes.items() if owners[name] == rank) for rank in range(2)]
+    assert sum(kept) == 212 and max(kept) <= 111
+    assert set(World().owners(sizes).values()) == {0}
 
 
 def test_the_rate_falls_to_nothing(model: Path, tmp_path: Path) -> None:
@@ -243,7 +294,7 @@ def test_what_is_not_finite_stops_it_and_the_state_before_is_kept(model: Path, t
         assert torch.equal(tensor, run.learner.parameters[kept])
     again = training(model, tmp_path, Recipe(50, None, rate=1e-3))
     again._resume()
-    assert again.step == 3 and run.work.path(STATE).exists()
+    assert again.step == 3 and again.shards.read(STATE) is not None
     assert all(torch.equal(before[n], again.learner.parameters[n]) for n in before)
 
 
@@ -298,7 +349,7 @@ def test_killed_between_blocks_it_goes_on(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
 ) -> None:
     whole = blocks_first(model, tmp_path / "whole", to)
-    file = whole.run()
+    (file,) = whole.run()
     train_block, trained_blocks = Blockwise._block, []
 
     def killed(self: Blockwise, layer: int, *rest: Any) -> Any:
@@ -311,7 +362,7 @@ def test_killed_between_blocks_it_goes_on(
     with pytest.raises(KeyboardInterrupt):
         blocks_first(model, tmp_path / "killed", to).run()
     again = blocks_first(model, tmp_path / "killed", to)
-    assert again.run().read_bytes() == file.read_bytes()
+    assert [part.read_bytes() for part in again.run()] == [file.read_bytes()]
     assert trained_blocks == [0, 1, *range(1, whole.source.arch.layers)]
     assert again.work.path(TRAINING).read_text() == whole.work.path(TRAINING).read_text()
 
