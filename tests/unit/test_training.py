@@ -84,12 +84,15 @@ def test_no_step_moves_many_codes(model: Path, tmp_path: Path, to: str) -> None:
 def test_tensors_move_in_proportion_to_their_size(model: Path, tmp_path: Path) -> None:
     run = training(model, tmp_path, Recipe(9, None), "w4")
     shares, named = run._shares(), run.learner.parameters
-    matrices = list(run.learner.grids)
-    weights = [named[name].numel() for name in matrices]
-    assert np.average([shares[name] for name in matrices], weights=weights) == pytest.approx(1)
-    for name in matrices:
-        size = named[name].detach().abs().mean() / shares[name]
-        assert size == pytest.approx(float(named[EMBED].detach().abs().mean()) / shares[EMBED], rel=1e-4)
+    bits = {name: grid.bits for name, grid in run.learner.grids.items()}
+    assert bits[EMBED] == 6 and min(bits.values()) == 4
+    finer = {name: 4.0 ** (4 - count) for name, count in bits.items()}
+    weights = [named[name].numel() for name in bits]
+    assert np.average([shares[name] / finer[name] for name in bits], weights=weights) == pytest.approx(1)
+    usual = float(named[EMBED].detach().abs().mean()) / (16 * shares[EMBED])
+    for name in bits:
+        size = named[name].detach().abs().mean() * finer[name] / shares[name]
+        assert size == pytest.approx(usual, rel=1e-4)
         assert shares[name + RANGE] < shares[name]  # a step of sixteen levels is smaller than the weights
     assert all(share == 3 for name, share in shares.items() if name.endswith("norm.weight"))  # ones, beside 0.02
 
