@@ -171,7 +171,9 @@ def test_guesses_change_nothing(
         for prompt, answer in zip(wanted, asked, strict=True):
             assert answer.read()[0] == alone(model, prompt, 60, sampling)
         assert engine.speculation.proposed > 50
-        assert 5 < engine.speculation.accepted < engine.speculation.proposed
+        assert 5 < engine.speculation.accepted <= engine.speculation.proposed
+        if temperature:  # without it, how many guesses are wrong hangs on when requests come together: maybe none
+            assert engine.speculation.accepted < engine.speculation.proposed
     finally:
         engine.close()
 

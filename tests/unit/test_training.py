@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from paretobit.compress.blockwise import Blockwise, relative_error
 from paretobit.compress.distill import as_original, as_text, one_step
 from paretobit.compress.learner import RANGE, Learner
 from paretobit.compress.model import Decoder
-from paretobit.compress.shards import Shards
 from paretobit.compress.train import STATE, Recipe, Training
 from paretobit.compress.trainable import Trainable, prepare, save_quantized, trained
 from paretobit.compress.units import Units
@@ -201,68 +199,6 @@ def test_every_window_is_seen_once_an_epoch(model: Path, tmp_path: Path) -> None
     epochs = [seen[i : i + 6] for i in range(0, 18, 6)]
     assert [sorted(epoch) for epoch in epochs] == [everything] * 3
     assert len({tuple(epoch) for epoch in epochs}) == 3
-
-
-class Alone(World):
-    """One of several processes whose others are not there."""
-
-    def wait(self) -> None:
-        pass
-
-    def sums(self, values: Sequence[float]) -> list[float]:
-        return list(values)
-
-
-def test_processes_share_a_step_s_windows(model: Path, tmp_path: Path) -> None:
-    recipe = Recipe(4, None, batch=4)
-    one = training(model, tmp_path, recipe)
-    both = [training(model, tmp_path, recipe, world=Alone(rank, 2)) for rank in range(2)]
-    names = [set(run.learner.parameters) for run in both]
-    assert not names[0] & names[1] and names[0] | names[1] == set(one.learner.parameters)
-    for step in range(4):
-        for run in (one, *both):
-            run.step = step
-        parts = [run.batch() for run in both]
-        assert torch.equal(torch.stack(parts, 1).flatten(0, 1), one.batch())
-    with pytest.raises(ParetobitError, match="do not divide among 3 processes"):
-        training(model, tmp_path, recipe, world=World(0, 3))
-
-
-def test_a_state_counts_when_all_its_parts_are_there(tmp_path: Path) -> None:
-    work = Work(tmp_path / "out", "model", {})
-    work.folder.mkdir()
-    two, one = ([Shards(work, Alone(rank, size)) for rank in range(size)] for size in (2, 1))
-
-    def keep(shards: list[Shards], number: int, ranks: tuple[int, ...]) -> None:
-        for rank in ranks:
-            shards[rank].write("state", {"n": np.array([number]), f"of {rank}": np.array([rank])}, number)
-
-    def found() -> int | None:
-        whole = one[0].read("state")
-        return None if whole is None else int(whole.read_raw("n")[0])
-
-    keep(two, 5, (0,))
-    assert found() is None
-    keep(two, 5, (1,))
-    assert found() == 5
-    keep(two, 8, (1,))  # killed before the first process has written its part
-    assert found() == 5
-    keep(two, 8, (0,))
-    assert found() == 8 and len(list(work.folder.iterdir())) == 2
-    whole = one[0].read("state")
-    assert whole is not None and {"of 0", "of 1"} < set(whole.tensors) and whole.read_raw("of 1")[0] == 1
-    assert one[0].read("other") is None
-    keep(one, 8, (0,))  # the same moment, kept by another number of processes
-    assert found() == 8 and [path.name for path in work.folder.iterdir()] == ["state-8.0of1.safetensors"]
-
-
-def test_processes_keep_about_as_much_each() -> None:
-    sizes = {"a": 100, "b": 60, "c": 50, "d": 1, "e": 1}
-    owners = World(0, 2).owners(sizes)
-    assert owners == World(1, 2).owners(dict(reversed(sizes.items())))
-    kept = [sum(n for name, n in sizes.items() if owners[name] == rank) for rank in range(2)]
-    assert sum(kept) == 212 and max(kept) <= 111
-    assert set(World().owners(sizes).values()) == {0}
 
 
 def test_the_rate_falls_to_nothing(model: Path, tmp_path: Path) -> None:
