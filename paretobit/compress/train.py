@@ -125,20 +125,21 @@ class Training:
     @torch.no_grad()
     def _shares(self) -> dict[str, float]:
         """Of the rate, by parameter of any process: each moves in proportion to its size, matrices on the whole at the
-        rate itself, a range as its weights but where it is smaller: a step of a grid of many levels. Each bit that a
-        grid has more than the coarsest one halves that twice, as it does the squared error that is to be repaired: an
-        embedding on a finer grid has more to lose by each step than to gain."""
+        rate itself, a range as its weights but where it is smaller: a step of a grid of many levels. On trellises that
+        have an original to keep to, each bit more than the coarsest grid's halves that twice, as it does the squared
+        error that is to be repaired: a path has near neighbours, and a fine one changes at random by every step."""
         shapes, named = self.source.arch.shapes(), self.learner.parameters
         names = [*shapes, *(name + RANGE for name in self.learner.planned)]
         mine = [float(named[name].abs().mean()) if name in named else 0.0 for name in names]
         sizes = dict(zip(names, self.world.sums(mine), strict=True))
         counts = {name: math.prod(shape) for name, shape in shapes.items() if len(shape) > 1}
         usual = max(1e-12, sum(sizes[name] * n for name, n in counts.items()) / sum(counts.values()))
-        bits = {name: grid.bits for name, grid in self.learner.planned.items()}
-        found = {}
+        planned, found = self.learner.planned, {}
+        coarsest = min((grid.bits for grid in planned.values()), default=0)
         for name, size in sizes.items():
             matrix = name.removesuffix(RANGE)
-            finer = 4 ** (min(bits.values()) - bits[matrix]) if matrix in bits else 1.0
+            fine = self.teacher is not None and matrix in planned and planned[matrix].kind == "trellis"
+            finer = 4.0 ** (coarsest - planned[matrix].bits) if fine else 1.0
             found[name] = finer * min(MOST_SHARE, min(size, sizes[matrix]) / usual)
         return found
 

@@ -31,6 +31,7 @@ from paretobit.errors import ParetobitError
 from paretobit.planfile import Plan, uniform
 from paretobit.work import Work
 
+BLOCK = "model.layers.0.mlp.up_proj.weight"
 WIDTHS = ("w1", "w1.58", "w2", "w3", "w4", "w2g32s", "w2t", "w3t")
 
 
@@ -82,17 +83,24 @@ def test_no_step_moves_many_codes(model: Path, tmp_path: Path, to: str) -> None:
 def test_tensors_move_in_proportion_to_their_size(model: Path, tmp_path: Path) -> None:
     run = training(model, tmp_path, Recipe(9, None), "w4")
     shares, named = run._shares(), run.learner.parameters
-    bits = {name: grid.bits for name, grid in run.learner.grids.items()}
-    assert bits[EMBED] == 6 and min(bits.values()) == 4
-    finer = {name: 4.0 ** (4 - count) for name, count in bits.items()}
-    weights = [named[name].numel() for name in bits]
-    assert np.average([shares[name] / finer[name] for name in bits], weights=weights) == pytest.approx(1)
-    usual = float(named[EMBED].detach().abs().mean()) / (16 * shares[EMBED])
-    for name in bits:
-        size = named[name].detach().abs().mean() * finer[name] / shares[name]
-        assert size == pytest.approx(usual, rel=1e-4)
+    matrices = list(run.learner.grids)
+    weights = [named[name].numel() for name in matrices]
+    assert np.average([shares[name] for name in matrices], weights=weights) == pytest.approx(1)
+    for name in matrices:
+        size = named[name].detach().abs().mean() / shares[name]
+        assert size == pytest.approx(float(named[EMBED].detach().abs().mean()) / shares[EMBED], rel=1e-4)
         assert shares[name + RANGE] < shares[name]  # a step of sixteen levels is smaller than the weights
     assert all(share == 3 for name, share in shares.items() if name.endswith("norm.weight"))  # ones, beside 0.02
+
+
+@pytest.mark.parametrize(("loss", "share"), [("original", 1 / 16), ("text", 1.0)])
+def test_a_finer_trellis_moves_less_where_there_is_an_original(
+    model: Path, tmp_path: Path, loss: str, share: float
+) -> None:
+    run = training(model, tmp_path, Recipe(9, None, loss=loss), "w2t")
+    assert run.learner.grids[EMBED].bits == 4
+    usual = {name: run.learner.parameters[name].detach().abs().mean() / run._shares()[name] for name in (EMBED, BLOCK)}
+    assert usual[BLOCK] / usual[EMBED] == pytest.approx(share, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
