@@ -1,4 +1,4 @@
-// The speed of memory and of the processor's products, measured. That of the products stands beside them, in bind_multiply.cpp.
+// The speeds of memory and of int8 products, measured. That of packed matrices stands in bind_multiply.cpp.
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 

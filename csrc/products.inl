@@ -1,5 +1,5 @@
-// Products of int8 as fast as this ISA's instructions make them: what the loops of multiply.inl have to do anyway, without
-// unpacking, scales or memory. Codes and activations lie in the first cache level, sums in registers.
+// Products of int8 as fast as this ISA's instructions make them: what the loops of multiply.inl have to do anyway,
+// without unpacking, scales or memory. Codes and activations lie in the first cache level, sums in registers.
 
 template <int kSets, int kCount>
 PARETOBIT_APART void some_products(const ProductArgs& a, size_t set, size_t token) {

@@ -69,6 +69,11 @@ class Learner:
         self.hold({name: held for name, held in codes.items() if held is not None})
         self._ends: dict[str, Tensor] = {}
 
+    @property
+    def names(self) -> list[str]:
+        """Of all processes' parameters, in one order."""
+        return [*self._shapes, *(name + RANGE for name in self.planned)]
+
     def _of(self, name: str) -> tuple[Tensor, Tensor, Grid]:
         return self.parameters[name], self.parameters[name + RANGE], self.grids[name]
 

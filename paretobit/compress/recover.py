@@ -153,8 +153,11 @@ def run(source: Checkpoint, plan: Plan, windows: np.ndarray, units: list[Path], 
             ids = torch.from_numpy(windows[steps[step]]).to(student.device)
             with halved(device, half):
                 loss = one_step(student, as_original(teacher, ids), ids)
-            world.total_gradients(student.deltas.values())
-            if not math.isfinite(float(world.total(torch.tensor(loss, device=student.device)))):
+            moments.fill(student.deltas.values())
+            for delta in student.deltas.values():
+                assert delta.grad is not None
+                world.total(delta.grad)
+            if not math.isfinite(world.sums([loss])[0]):
                 raise diverged(step)
             optimizer.step()
             if not all(torch.isfinite(delta).all() for delta in student.deltas.values()):

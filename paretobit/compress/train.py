@@ -129,7 +129,7 @@ class Training:
         have an original to keep to, each bit more than the coarsest grid's halves that twice, as it does the squared
         error that is to be repaired: a path has near neighbours, and a fine one changes at random by every step."""
         shapes, named = self.source.arch.shapes(), self.learner.parameters
-        names = [*shapes, *(name + RANGE for name in self.learner.planned)]
+        names = self.learner.names
         mine = [float(named[name].abs().mean()) if name in named else 0.0 for name in names]
         sizes = dict(zip(names, self.world.sums(mine), strict=True))
         counts = {name: math.prod(shape) for name, shape in shapes.items() if len(shape) > 1}
@@ -188,7 +188,7 @@ class Training:
         return as_text(ids) if self.teacher is None else as_original(self.teacher, ids)
 
     def _diverged(self, norms: dict[str, float], loss: float) -> ParetobitError:
-        names = [*self.source.arch.shapes(), *(name + RANGE for name in self.learner.planned), "the loss"]
+        names = [*self.learner.names, "the loss"]
         first = next((i for i, name in enumerate(names) if not math.isfinite(norms.get(name, 0.0))), len(names) - 1)
         what = names[self.world.least(first)].replace(RANGE, "'s range")
         if self.step:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,11 +57,6 @@ class World:
             return list(values)
         found: list[float] = self.total(torch.tensor(values, dtype=torch.float64, device=_device())).tolist()
         return found
-
-    def total_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Give every parameter the sum of all processes' gradients, zeros where there is none."""
-        for value in parameters:
-            value.grad = self.total(torch.zeros_like(value) if value.grad is None else value.grad)
 
     def least(self, value: int) -> int:
         """The smallest `value` of all processes."""

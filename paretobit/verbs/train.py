@@ -189,7 +189,8 @@ def default_rate(plan: Plan, new: bool) -> float:
     about, want more; a new model has everything to learn, and affine grids of few bits have much."""
     if new:
         return 2e-3
-    coarsest = min((layer.scheme.weight for layer in plan.layers.values()), key=lambda grid: grid.bits)
+    coarsest = min((layer.scheme.weight for layer in plan.layers.values()), key=lambda grid: grid.bits,
+                   default=parse("bf16").weight)  # fmt: skip
     return 1e-3 if coarsest.bits <= 2 and coarsest.kind == "affine" else 5e-4
 
 
