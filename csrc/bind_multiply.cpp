@@ -73,11 +73,11 @@ struct Activations {
       inputs.values = values.data();
       return;
     }
-    codes.resize(count * l.padded), scales.resize(count * l.blocks), sums.resize(count * l.blocks);
+    const size_t step = room_for(count);
+    codes.resize(step * l.apart), scales.resize(step * l.blocks), sums.resize(step * l.blocks);
     for (size_t n = 0; n < count; ++n)
-      k.quantize(l, x + n * l.columns, codes.data() + n * l.padded, scales.data() + n * l.blocks,
-                 sums.data() + n * l.blocks);
-    inputs.codes = codes.data(), inputs.scales = scales.data(), inputs.sums = sums.data();
+      k.quantize(l, x + n * l.columns, codes.data() + n * l.apart, scales.data() + n, sums.data() + n, step);
+    inputs.codes = codes.data(), inputs.scales = scales.data(), inputs.sums = sums.data(), inputs.step = step;
   }
 };
 
@@ -124,7 +124,7 @@ void quantize(int format, size_t group, Bytes<const float> x, Bytes<int8_t> code
   require(x.shape(0) > 0 && x.shape(0) <= kMostSize && group > 0, "impossible shape");
   const Layout l(Format(format), 1, x.shape(0), group);
   require(codes.shape(0) == l.padded && scales.shape(0) == l.blocks && sums.shape(0) == l.blocks, "outputs of the wrong size");
-  kernels(isa).quantize(l, x.data(), codes.data(), scales.data(), sums.data());
+  kernels(isa).quantize(l, x.data(), codes.data(), scales.data(), sums.data(), 1);
 }
 
 }  // namespace

@@ -107,6 +107,7 @@ template <class Source>
 void Session::prepare(std::initializer_list<const Matrix*> matrices, const OwnedRotation* rotation, Source&& source) {
   const Layout* layouts[3];
   size_t sets = 0, matrix = 0;
+  const size_t step = room_for(active_.size);
   for (const Matrix* m : matrices) {
     const Layout& l = m->layout;
     size_t s = 0;
@@ -115,7 +116,7 @@ void Session::prepare(std::initializer_list<const Matrix*> matrices, const Owned
     const Set& set = sets_[s];
     Inputs in{active_.size};
     if (quantizes(l))
-      in.codes = set.codes.get(), in.scales = set.scales.get(), in.sums = set.sums.get();
+      in.codes = set.codes.get(), in.scales = set.scales.get(), in.sums = set.sums.get(), in.step = step;
     else
       in.values = set.values.get();
     inputs_[matrix++] = in;
@@ -131,8 +132,7 @@ void Session::prepare(std::initializer_list<const Matrix*> matrices, const Owned
         const Layout& l = *layouts[s];
         const Set& set = sets_[s];
         if (quantizes(l))
-          kernels_.quantize(l, y, set.codes.get() + i * l.padded, set.scales.get() + i * l.blocks,
-                            set.sums.get() + i * l.blocks);
+          kernels_.quantize(l, y, set.codes.get() + i * l.apart, set.scales.get() + i, set.sums.get() + i, step);
         else
           kernels_.spread(l, y, set.values.get() + i * l.padded);
       }

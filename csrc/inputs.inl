@@ -10,7 +10,17 @@ PARETOBIT_INLINE void each_span(const Layout& l, Visit&& visit) {
   });
 }
 
-void quantize(const Layout& l, const float* x, int8_t* codes, float* scales, int32_t* sums) {
+// All lanes in one, by halves.
+template <class Join>
+PARETOBIT_INLINE int32_t fold(const Ints& a, Join&& join) {
+  int32_t lane[16];
+  std::memcpy(lane, &a, sizeof lane);
+  for (int half = 8; half; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] = join(lane[i], lane[i + half]);
+  return lane[0];
+}
+
+void quantize(const Layout& l, const float* x, int8_t* codes, float* scales, int32_t* sums, size_t step) {
   each_span(l, [&](size_t column, size_t count, size_t padded, size_t width, size_t block) PARETOBIT_LAMBDA {
     // Compared as integers, so that NaN counts as the largest and comes out again.
     Ints most = all(0);
@@ -21,13 +31,11 @@ void quantize(const Layout& l, const float* x, int8_t* codes, float* scales, int
         most.part[p] = most.part[p] > size ? most.part[p] : size;
       }
     }
-    int32_t lane[16];
-    std::memcpy(lane, &most, sizeof lane);
-    const int32_t bits = *std::max_element(lane, lane + 16);
+    const int32_t bits = fold(most, [](int32_t a, int32_t b) PARETOBIT_LAMBDA { return a < b ? b : a; });
     float largest;
     std::memcpy(&largest, &bits, 4);
     if (largest < 0x1p-100f) largest = 0.0f;  // 127 / largest would not be finite
-    scales[block] = largest / 127.0f;
+    scales[block * step] = largest / 127.0f;
     const float inverse = largest == 0.0f ? 0.0f : 127.0f / largest;
     Ints sum = all(0);
     for (size_t i = 0; i < width; i += 16) {
@@ -42,10 +50,12 @@ void quantize(const Layout& l, const float* x, int8_t* codes, float* scales, int
       }
       int8_t code[16];
       for (int lane = 0; lane < 16; ++lane) code[lane] = int8_t(wide[lane]);
-      std::memcpy(codes + padded + i, code, std::min<size_t>(16, width - i));
+      if (width - i >= 16)
+        std::memcpy(codes + padded + i, code, 16);
+      else
+        std::memcpy(codes + padded + i, code, width - i);
     }
-    std::memcpy(lane, &sum, sizeof lane);
-    sums[block] = std::accumulate(lane, lane + 16, int32_t(0));
+    sums[block * step] = fold(sum, [](int32_t a, int32_t b) PARETOBIT_LAMBDA { return a + b; });
   });
 }
 
@@ -73,15 +83,13 @@ void row_as(const Matrix& m, size_t row, float* out) {
     const size_t unit = padded / l.unit;
     unpack_block<kFormat>(m.codes + tile * l.tile_bytes + unit * unit_vectors(kFormat) * kVector, width / l.unit, table,
                           planes);
-    float scale[16];
-    int32_t zero[16] = {};
+    float scale[16], zero[16];
     store(scale, group.scale[set]);
-    if (m.zero) std::memcpy(zero, &group.zero[set], sizeof zero);
-    const float origin = m.zero ? float(zero[lane]) : 0.5f * float(m.twice_zero);
+    store(zero, group.zero[set]);
     for (size_t i = 0; i < count; ++i) {
       uint8_t code[64];
       std::memcpy(code, &planes[i / 4][set], 64);
-      out[column + i] = scale[lane] * (float(code[4 * lane + i % 4]) - origin);
+      out[column + i] = scale[lane] * (float(code[4 * lane + i % 4]) - zero[lane]);
     }
   });
 }

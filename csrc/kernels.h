@@ -186,9 +186,9 @@ struct Kernels {
   // Tiles of 64 rows, each by itself.
   void (*trellis)(const TrellisArgs&, size_t first, size_t last);
 
-  // One token's activations x (columns,) in int8: codes (padded,), scales (blocks,), sums (blocks,). A block's scale is
-  // max|x| / 127, codes are rounded to nearest, ties to even.
-  void (*quantize)(const Layout&, const float* x, int8_t* codes, float* scales, int32_t* sums);
+  // One token's activations x (columns,) in int8: codes (padded,), scales (blocks,) and sums (blocks,), those `step` apart.
+  // A block's scale is max|x| / 127, codes are rounded to nearest, ties to even.
+  void (*quantize)(const Layout&, const float* x, int8_t* codes, float* scales, int32_t* sums, size_t step);
   // The same in float32: x in padded column order, zeros in between.
   void (*spread)(const Layout&, const float* x, float* values);
   // out[token * stride + row] = the product of the rows of tiles [first, last) with every token of `inputs`.

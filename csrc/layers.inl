@@ -159,6 +159,22 @@ PARETOBIT_APART void weigh(float* state, float top, size_t width, size_t begin, 
   store(state + kSum, sum);
 }
 
+// Values of positions [begin, end), kWide registers of channels, added by kHeads queries' weights to their states.
+template <int kHeads, int kWide, class T>
+PARETOBIT_INLINE void add_values(const T* values, size_t width, const float scores[][kPositions], size_t begin, size_t end,
+                                 float* sums, size_t stride) {
+  Lanes sum[kHeads][kWide];
+  for (int h = 0; h < kHeads; ++h)
+    for (int i = 0; i < kWide; ++i) sum[h][i] = load(sums + size_t(h) * stride + 16 * i);
+  for (size_t p = begin; p < end; ++p)
+    for (int i = 0; i < kWide; ++i) {
+      const Lanes v = load_wide(values + p * width + 16 * i);
+      for (int h = 0; h < kHeads; ++h) sum[h][i] = sum[h][i] + all(scores[h][p]) * v;
+    }
+  for (int h = 0; h < kHeads; ++h)
+    for (int i = 0; i < kWide; ++i) store(sums + size_t(h) * stride + 16 * i, sum[h][i]);
+}
+
 // kHeads queries of one token meet the block's positions [begin, end).
 template <int kHeads, class T>
 void attend_block(const AttendArgs& a, const T* keys, const T* values, const float* q, size_t begin,
@@ -167,15 +183,12 @@ void attend_block(const AttendArgs& a, const T* keys, const T* values, const flo
   float scores[kHeads][kPositions], top[kHeads];
   score<T, kHeads>(a, keys, q, begin, end, scores, top);
   for (int h = 0; h < kHeads; ++h) weigh(states + size_t(h) * stride, top[h], width, begin, end, scores[h]);
-  for (size_t c = 0; c < width; c += 16) {
-    Lanes sum[kHeads];
-    for (int h = 0; h < kHeads; ++h) sum[h] = load(states + size_t(h) * stride + kValues + c);
-    for (size_t p = begin; p < end; ++p) {
-      const Lanes v = load_wide(values + p * width + c);
-      for (int h = 0; h < kHeads; ++h) sum[h] = sum[h] + all(scores[h][p]) * v;
-    }
-    for (int h = 0; h < kHeads; ++h) store(states + size_t(h) * stride + kValues + c, sum[h]);
-  }
+  constexpr int kSums = kParts == 1 ? 8 : 4;  // registers of sums: as many keep the adders busy
+  constexpr int kWide = std::max(1, kSums / (kHeads * kParts));
+  size_t c = 0;
+  for (; c + 16 * kWide <= width; c += 16 * kWide)
+    add_values<kHeads, kWide>(values + c, width, scores, begin, end, states + kValues + c, stride);
+  for (; c < width; c += 16) add_values<kHeads, 1>(values + c, width, scores, begin, end, states + kValues + c, stride);
 }
 
 template <class T>
@@ -194,22 +207,21 @@ void attend_heads(size_t heads, const AttendArgs& a, const T* keys, const T* val
 // Vectors laid out for the columns of one matrix, as numbers or in int8.
 struct Ready {
   bool int8;
-  float* values;  // (kQueries, padded); codes take their place
-  float scales[kQueries * (kMostCodedHead / 64)];
-  int32_t sums[kQueries * (kMostCodedHead / 64)];
+  float* values;  // (kQueries, padded); codes, which need less, take their place
+  float scales[room_for(kQueries + 1) * (kMostCodedHead / 64)];
+  int32_t sums[room_for(kQueries + 1) * (kMostCodedHead / 64)];
 
   Ready(bool eight_bits, float* room) : int8(eight_bits), values(room) {}
   int8_t* codes() const { return reinterpret_cast<int8_t*>(values); }
   PARETOBIT_APART void put(const Layout& l, size_t i, const float* x) {
     if (int8)
-      quantize(l, x, codes() + i * l.padded, scales + i * l.blocks, sums + i * l.blocks);
+      quantize(l, x, codes() + i * l.apart, scales + i, sums + i, kQueries);
     else
       spread(l, x, values + i * l.padded);
   }
   Inputs get(const Layout& l, size_t first, size_t last) const {
     if (!int8) return {last - first, values + first * l.padded};
-    const size_t at = first * l.blocks;
-    return {last - first, nullptr, codes() + first * l.padded, scales + at, sums + at};
+    return {last - first, nullptr, codes() + first * l.apart, scales + first, sums + first, kQueries};
   }
 };
 

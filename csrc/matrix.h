@@ -77,6 +77,7 @@ struct Layout {
   size_t last_units;    // units of the last group
   size_t units;         // of a row
   size_t padded;        // columns with padding; `columns` where the format is a float
+  size_t apart;         // bytes from a token's activation codes to the next one's
   size_t group_blocks;  // activation blocks of a full group
   size_t blocks;        // of a row
   size_t tile_bytes;    // codes of a tile
@@ -87,6 +88,7 @@ struct Layout {
     tiles = (rows + tile - 1) / tile;
     if (is_float(f)) {
       groups = 1, unit = 1, group_units = last_units = units = padded = columns, group_blocks = blocks = 0;
+      apart = 0;
       tile_bytes = tile * columns * float_bytes(f);
       return;
     }
@@ -96,6 +98,7 @@ struct Layout {
     last_units = (columns - (groups - 1) * group + unit - 1) / unit;
     units = (groups - 1) * group_units + last_units;
     padded = units * unit;
+    apart = ((padded + 63) / 64 | 1) * 64;  // an odd number of cache lines, so that tokens share no set of a cache
     group_blocks = (group_units + kBlockUnits - 1) / kBlockUnits;
     blocks = (groups - 1) * group_blocks + (last_units + kBlockUnits - 1) / kBlockUnits;
     tile_bytes = units * unit_vectors(f) * kVector;
@@ -123,9 +126,13 @@ struct Matrix {
 struct Inputs {
   size_t count = 0;
   const float* values = nullptr;   // (count, padded)
-  const int8_t* codes = nullptr;   // (count, padded)
-  const float* scales = nullptr;   // (count, blocks)
-  const int32_t* sums = nullptr;   // (count, blocks), of the codes
+  const int8_t* codes = nullptr;   // (count, padded), `apart` from each other
+  const float* scales = nullptr;   // (blocks, count), `step` from block to block
+  const int32_t* sums = nullptr;   // likewise, of the codes
+  size_t step = 1;
 };
+
+// Tokens that codes, scales and sums have room for: kernels compute with what lies there in vain.
+constexpr size_t room_for(size_t count) { return count == 1 ? 1 : (count + 7) / 8 * 8; }
 
 }  // namespace paretobit

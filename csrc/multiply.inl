@@ -1,15 +1,14 @@
 // Packed rows times activations. Lanes are rows, so a row's sum runs over its columns in their order on every ISA:
 // exact int32 sums over a block, then one multiply and one add a block in float. docs/FORMAT.md has the formulas.
 
-// What turns a tile's codes of one group into numbers: scales, and zero points, of its rows.
+// What turns a tile's codes of one group into numbers: scales and zero points of its rows.
 template <int kSets>
 struct TileGroup {
-  Lanes scale[kSets];
-  Ints zero[kSets];  // only where they are stored
+  Lanes scale[kSets], zero[kSets];
 };
 
 template <Format kFormat>
-PARETOBIT_INLINE void load_zeros(const uint8_t* from, Ints zero[2]) {
+PARETOBIT_INLINE void load_zeros(const uint8_t* from, Lanes zero[2]) {
   if constexpr (zero_bytes(kFormat) == 8) {
     uint8_t fields[32];
     uint64_t eight;
@@ -18,12 +17,14 @@ PARETOBIT_INLINE void load_zeros(const uint8_t* from, Ints zero[2]) {
       const uint64_t field = eight >> 2 * k & 0x0303030303030303u;
       std::memcpy(fields + 8 * k, &field, 8);
     }
-    zero[0] = widen_bytes(fields), zero[1] = widen_bytes(fields + 16);
+    zero[0] = to_float(widen_bytes(fields)), zero[1] = to_float(widen_bytes(fields + 16));
   } else if constexpr (zero_bytes(kFormat) == 16) {
     const Ints both = widen_bytes(from);
-    PARETOBIT_EACH zero[0].part[p] = both.part[p] & 15, zero[1].part[p] = both.part[p] >> 4;
+    Ints low, high;
+    PARETOBIT_EACH low.part[p] = both.part[p] & 15, high.part[p] = both.part[p] >> 4;
+    zero[0] = to_float(low), zero[1] = to_float(high);
   } else {
-    zero[0] = widen_bytes(from), zero[1] = widen_bytes(from + 16);
+    zero[0] = to_float(widen_bytes(from)), zero[1] = to_float(widen_bytes(from + 16));
   }
 }
 
@@ -33,21 +34,16 @@ PARETOBIT_INLINE TileGroup<tile_sets(kFormat)> load_group(const Matrix& m, size_
   const size_t at = tile * m.layout.groups + group;
   TileGroup<kSets> r;
   for (int s = 0; s < kSets; ++s) r.scale[s] = from_half(m.scale + at * tile_rows(kFormat) + size_t(s) * kSet);
+  for (Lanes& zero : r.zero) zero = all(0.5f * float(m.twice_zero));
   if constexpr (!is_trellis(kFormat))
     if (m.zero) load_zeros<kFormat>(m.zero + at * zero_bytes(kFormat), r.zero);
   return r;
 }
 
-// acc += float(Σ (code − zero) · activation) · (scale · activation scale), for one set of 16 rows and one block.
-PARETOBIT_INLINE void add_block(Lanes& acc, Ints dots, const Lanes& scale, const Ints* zero, int twice_zero,
-                                float activation, int32_t sum) {
-  if (zero) {
-    dots = dots - *zero * all(sum);
-  } else {  // zero points may be halves: everything doubled, exactly
-    dots = dots + dots - all(twice_zero * sum);
-    activation *= 0.5f;
-  }
-  acc = acc + to_float(dots) * (scale * all(activation));
+// acc += Σ (code − zero) · activation · (scale · activation scale), for one set of 16 rows and one block: the sum is exact.
+PARETOBIT_INLINE void add_block(Lanes& acc, const Ints& dots, const Lanes& scale, const Lanes& zero, float activation,
+                                int32_t sum) {
+  acc = acc + (to_float(dots) - zero * to_float(all(sum))) * (scale * all(activation));
 }
 
 // acc: kSets sets, `apart` from each other; rows: that there are from the tile's first on.
@@ -185,13 +181,12 @@ PARETOBIT_INLINE void one_token_tiles(const Matrix& m, const Inputs& in, const T
     size_t units = g + 1 < l.groups ? l.group_units : l.last_units;
     for (; units; ++block) {
       const size_t count = std::min(kBlockUnits, units);
-      const int32_t whole = in.sums[block];
+      const int32_t whole = in.sums[block * in.step];
       Ints dots[kStreams][kSets];
       dot_block<kFormat, kStreams, kSets>(codes, activations, count, table, whole, dots);
       for (size_t i = 0; i < kStreams; ++i) {
         for (int s = 0; s < kSets; ++s)
-          add_block(acc[i][s], dots[i][s], group[i].scale[s], m.zero ? &group[i].zero[s] : nullptr, m.twice_zero,
-                    in.scales[block], whole);
+          add_block(acc[i][s], dots[i][s], group[i].scale[s], group[i].zero[s], in.scales[block * in.step], whole);
         codes[i] += count * kBytes;
       }
       activations += count * kColumns;
@@ -237,46 +232,43 @@ struct Block {
   size_t units;
   const Bytes* planes;  // (quads, sets), where the codes are unpacked already
   size_t quads, sets;
-  const Lanes* scale;  // of each set
-  const Ints* zero;    // of each set, or null
-  int twice_zero;
+  const Lanes *scale, *zero;  // of each set
   size_t column, index;
 };
 
-// Adds kSets sets of a block times kCount tokens, as many running sums as there are registers for, to acc (kSets,
-// kTokens). each(visit) shows visit(quad, its sets) every quad; of(n) is the number of token n.
-template <int kTop, int kSets, bool kStored, int kCount, class Of, class Each>
-PARETOBIT_INLINE void add_tokens(const Block& b, const Layout& l, const Inputs& in, Lanes* acc, Of&& of, Each&& each) {
+// Adds kSets sets of a block times kCount tokens from `token` on, as many running sums as there are registers for, to acc
+// (kSets, kTokens). each(visit) shows visit(quad, its sets) every quad.
+template <int kTop, int kSets, int kCount, class Each>
+PARETOBIT_INLINE void add_tokens(const Block& b, const Layout& l, const Inputs& in, size_t token, Lanes* acc, Each&& each) {
+  const int8_t* codes = in.codes + b.column + token * l.apart;
+  const float* scales = in.scales + b.index * in.step + token;
+  const int32_t* sums = in.sums + b.index * in.step + token;
   Sum sum[kCount][kSets];
   for (auto& own : sum)
     for (Sum& s : own) s = no_sum();
   each([&](size_t quad, const Bytes* set) PARETOBIT_LAMBDA {
 #pragma GCC unroll 8
     for (int n = 0; n < kCount; ++n) {
-      const Quad four = load_quad(in.codes + b.column + 4 * quad + of(n) * l.padded);
+      const Quad four = load_quad(codes + size_t(n) * l.apart + 4 * quad);
       for (int s = 0; s < kSets; ++s) add_dot<kTop>(sum[n][s], set[s], four);
       for (int s = 0; s < kSets; ++s) spill<kTop>(sum[n][s], int(quad) + 1);
     }
   });
 #pragma GCC unroll 8
   for (int n = 0; n < kCount; ++n) {
-    const size_t at = of(n) * l.blocks + b.index;
     for (int s = 0; s < kSets; ++s)
-      add_block(acc[size_t(s) * kTokens + size_t(n)], total<kTop>(sum[n][s], in.sums[at]), b.scale[s],
-                kStored ? b.zero + s : nullptr, b.twice_zero, in.scales[at], in.sums[at]);
+      add_block(acc[size_t(s) * kTokens + size_t(n)], total<kTop>(sum[n][s], sums[n]), b.scale[s], b.zero[s],
+                scales[n], sums[n]);
   }
 }
 
-// Of codes as they are unpacked, kSets sets at a time from kFirst on. Past the last token the last one is computed again:
-// kernels for every number of tokens would be too large.
-template <Format kFormat, bool kStored, int kCount, int kSets, int kFirst = 0, class TableOf>
+// Of codes as they are unpacked, kSets sets at a time from kFirst on. What stands past the last token is computed with in
+// vain: kernels for every number of tokens would be too large.
+template <Format kFormat, int kCount, int kSets, int kFirst = 0, class TableOf>
 PARETOBIT_INLINE void add_codes(const Block& b, const Layout& l, const Inputs& in, const TableOf& table, size_t token,
                                 Lanes* acc) {
   using Codes = Unit<kFormat>;
   constexpr int kAll = tile_sets(kFormat);
-  size_t tokens[kCount];
-  for (int n = 0; n < kCount; ++n) tokens[n] = std::min(token + size_t(n), in.count - 1);
-  const auto of = [&](int n) PARETOBIT_LAMBDA { return tokens[n]; };
   Block some = b;
   some.scale += kFirst, some.zero += kFirst;
   const auto each = [&](auto&& visit) PARETOBIT_LAMBDA {
@@ -287,51 +279,63 @@ PARETOBIT_INLINE void add_codes(const Block& b, const Layout& l, const Inputs& i
       });
     }
   };
-  add_tokens<Codes::kTop, kSets, kStored, kCount>(some, l, in, acc + kFirst * kTokens, of, each);
+  add_tokens<Codes::kTop, kSets, kCount>(some, l, in, token, acc + kFirst * kTokens, each);
   if constexpr (kFirst + kSets < kAll)
-    add_codes<kFormat, kStored, kCount, kSets, kFirst + kSets>(b, l, in, table, token, acc);
+    add_codes<kFormat, kCount, kSets, kFirst + kSets>(b, l, in, table, token, acc);
 }
 
 // Of unpacked codes: formats share it.
-template <int kTop, int kSets, bool kStored, int kCount>
+template <int kTop, int kSets, int kCount>
 PARETOBIT_APART void add_planes(const Block& b, const Layout& l, const Inputs& in, size_t token, Lanes* acc) {
-  const auto of = [&](int n) PARETOBIT_LAMBDA { return token + size_t(n); };
   const auto each = [&](auto&& visit) PARETOBIT_LAMBDA {
     for (size_t q = 0; q < b.quads; ++q) visit(q, b.planes + q * b.sets);
   };
-  add_tokens<kTop, kSets, kStored, kCount>(b, l, in, acc, of, each);
+  add_tokens<kTop, kSets, kCount>(b, l, in, token, acc, each);
 }
 
 // Of kMost tokens at most.
-template <int kTop, int kSets, bool kStored, int kMost>
+template <int kTop, int kSets, int kMost>
 PARETOBIT_INLINE void add_some(size_t count, const Block& b, const Layout& l, const Inputs& in, size_t token,
                                Lanes* acc) {
-  if (count >= kMost) return add_planes<kTop, kSets, kStored, kMost>(b, l, in, token, acc);
-  if constexpr (kMost > 1) add_some<kTop, kSets, kStored, kMost - 1>(count, b, l, in, token, acc);
+  if (count >= kMost) return add_planes<kTop, kSets, kMost>(b, l, in, token, acc);
+  if constexpr (kMost > 1) add_some<kTop, kSets, kMost - 1>(count, b, l, in, token, acc);
 }
 
 // With more than sixteen registers sixteen sums fit in beside what unpacking needs.
 constexpr bool kFits = PARETOBIT_WIDTH == 16 && sizeof(SumPart) == sizeof(Register);
 
 // A block of a tile and tokens [start, start + count).
-template <Format kFormat, bool kStored, class TableOf>
+template <Format kFormat, class TableOf>
 PARETOBIT_INLINE void add_tile(const Block& b, const Layout& l, const Inputs& in, const TableOf& table, size_t start,
                                size_t count, Lanes* acc) {
   constexpr int kAll = tile_sets(kFormat);
+  // What comes next is asked for bit by bit: as many lines at once would wait for each other.
+  const size_t lines = b.units * unit_vectors(kFormat), near = std::max(kNear, lines * kVector);
+  const auto fetch = [&](size_t n, size_t step) PARETOBIT_LAMBDA {
+    for (size_t line = lines * n / count, end = lines * (n + step) / count; line < end; ++line) {
+      __builtin_prefetch(b.codes + line * kVector + kFar, 0, 2);
+      __builtin_prefetch(b.codes + line * kVector + near, 0, 3);
+    }
+  };
   if constexpr (kFits) {
     size_t n = 0;
-    for (; n + 4 < count; n += 8) add_codes<kFormat, kStored, 8, 2>(b, l, in, table, start + n, acc + n);
+    for (; n + 4 < count; n += 8) {
+      fetch(n, 8);
+      add_codes<kFormat, 8, 2>(b, l, in, table, start + n, acc + n);
+    }
+    if (n < count) fetch(n, count - n);
     if (is_trellis(kFormat) && n + 2 >= count && n < count)
-      add_codes<kFormat, kStored, 2, kAll>(b, l, in, table, start + n, acc + n);
+      add_codes<kFormat, 2, kAll>(b, l, in, table, start + n, acc + n);
     else if (n < count)
-      add_codes<kFormat, kStored, 4, kAll>(b, l, in, table, start + n, acc + n);
+      add_codes<kFormat, 4, kAll>(b, l, in, table, start + n, acc + n);
   } else {
     constexpr int kTop = alike(Unit<kFormat>::kTop), kSets = PARETOBIT_WIDTH == 16 ? 2 : 1, kMost = 4;
+    fetch(0, count);
     Block some = b;
     for (int set = 0; set < kAll; set += kSets, some.planes += kSets, some.scale += kSets, some.zero += kSets) {
       for (size_t n = 0, parts = (count + kMost - 1) / kMost, step; n < count; n += step, --parts) {
         step = (count - n) / parts;
-        add_some<kTop, kSets, kStored, kMost>(step, some, l, in, start + n, acc + size_t(set) * kTokens + n);
+        add_some<kTop, kSets, kMost>(step, some, l, in, start + n, acc + size_t(set) * kTokens + n);
       }
     }
   }
@@ -355,15 +359,10 @@ void many_tokens(const Matrix& m, const Inputs& in, size_t first, size_t last, f
         const auto group = load_group<kFormat>(m, tile, g);
         const uint8_t* codes = m.codes + tile * l.tile_bytes + unit * kBytes;
         fetch_group_ahead<kFormat>(m, tile, g);
-        fetch_ahead(codes, units * kBytes);
         if constexpr (!kFits) unpack_block<kFormat>(codes, units, table, planes);
         const size_t quads = units * Unit<kFormat>::kQuads;
-        const Block b{codes,      units,      planes[0],    quads,         kAll,
-                      group.scale, group.zero, m.twice_zero, unit * l.unit, block};
-        if (!is_trellis(kFormat) && m.zero)
-          add_tile<kFormat, true>(b, l, in, table, start, count, acc[0]);
-        else
-          add_tile<kFormat, false>(b, l, in, table, start, count, acc[0]);
+        const Block b{codes, units, planes[0], quads, kAll, group.scale, group.zero, unit * l.unit, block};
+        add_tile<kFormat>(b, l, in, table, start, count, acc[0]);
       });
       for (size_t n = 0; n < count; ++n)
         store_rows<kAll>(acc[0] + n, kTokens, l.rows - tile * l.tile, out + (start + n) * stride + tile * l.tile);
@@ -403,8 +402,7 @@ void float_tokens(const Matrix& m, const Inputs& in, size_t first, size_t last, 
                               planes);
         const size_t quads = units * Unit<kFormat>::kQuads;
         for (int set = 0; set < kAll; ++set) {
-          const Lanes zero = m.zero ? to_float(group.zero[set]) : all(0.5f * float(m.twice_zero));
-          subtract_zero<kAll>(planes, set, quads, zero, w);
+          subtract_zero<kAll>(planes, set, quads, group.zero[set], w);
           for (size_t n = 0; n < count; ++n) {
             const float* x = in.values + (start + n) * l.padded + unit * l.unit;
             Lanes part[4] = {all(0.0f), all(0.0f), all(0.0f), all(0.0f)};

@@ -70,8 +70,10 @@ std::vector<Session::Set> Session::make_sets() const {
       distinct.push_back(&l);
       if (sizes.size() < distinct.size()) sizes.emplace_back();
       Size& size = sizes[distinct.size() - 1];
-      size_t& most = quantizes(l) ? size.codes : size.values;
-      most = std::max(most, l.padded);
+      if (quantizes(l))
+        size.codes = std::max(size.codes, l.apart);
+      else
+        size.values = std::max(size.values, l.padded);
       size.blocks = std::max(size.blocks, l.blocks);
     }
   };

@@ -49,11 +49,10 @@ def product_int8(q: QTensor, x: np.ndarray) -> np.ndarray:  # x (in,) -> (out,)
     acc, stands = np.zeros(len(q.codes), np.float32), numbers(q)
     for group, columns in blocks(q):
         codes, scale = quantize(x[columns])
-        # Twice the zero point is whole on every grid; the factor two goes into the scale, exactly.
-        doubled = 2 * stands[:, columns].astype(np.int64) @ codes
-        zero = 2 * q.zero[:, group].astype(np.int64) if q.zero is not None else round(2 * q.grid.offset)
-        half = np.float32(0.5) * scale
-        acc = acc + (doubled - zero * codes.sum()).astype(np.float32) * (q.scale[:, group].astype(np.float32) * half)
+        # Whole or halves, and small enough for float32 to hold exactly.
+        zero = q.zero[:, group].astype(np.float64) if q.zero is not None else q.grid.offset
+        dots = stands[:, columns].astype(np.int64) @ codes - zero * codes.sum()
+        acc = acc + dots.astype(np.float32) * (q.scale[:, group].astype(np.float32) * scale)
     return acc
 
 

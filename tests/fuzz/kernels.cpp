@@ -65,20 +65,21 @@ void multiply(Reader& in, const Layout& l) {
   m.table = table.data();
   m.codes = codes.data(), m.scale = scale.data(), m.zero = stored ? zero.data() : nullptr;
   Exact<float> expected(count * stride), row(l.columns), expected_row(l.columns);
+  const size_t step = room_for(count);
   bool first = true;
   for (const std::string& isa : available()) {
     const Kernels& k = kernels(isa);
-    Exact<float> out(count * stride), spread(count * l.padded), scales(count * l.blocks);
-    Exact<int8_t> quantized(count * l.padded);
-    Exact<int32_t> sums(count * l.blocks);
+    Exact<float> out(count * stride), spread(count * l.padded), scales(step * l.blocks);
+    Exact<int8_t> quantized(step * l.apart);
+    Exact<int32_t> sums(step * l.blocks);
     for (size_t t = 0; t < count; ++t) {
       k.spread(l, x.data() + t * l.columns, spread.data() + t * l.padded);
       if (!is_float(l.format))
-        k.quantize(l, x.data() + t * l.columns, quantized.data() + t * l.padded, scales.data() + t * l.blocks,
-                   sums.data() + t * l.blocks);
+        k.quantize(l, x.data() + t * l.columns, quantized.data() + t * l.apart, scales.data() + t,
+                   sums.data() + t, step);
     }
     if (values) k.multiply(m, {count, spread.data(), nullptr, nullptr, nullptr}, 0, l.tiles, out.data(), stride);
-    else k.multiply(m, {count, nullptr, quantized.data(), scales.data(), sums.data()}, 0, l.tiles, out.data(), stride);
+    else k.multiply(m, {count, nullptr, quantized.data(), scales.data(), sums.data(), step}, 0, l.tiles, out.data(), stride);
     if (l.rows) k.row(m, l.rows - 1, row.data());
     if (first) {
       std::copy_n(out.data(), out.size(), expected.data());

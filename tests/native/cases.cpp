@@ -50,8 +50,8 @@ void product(const Kernels& k, const std::string& name, const Matrix& m, const T
                 [&](size_t first, size_t last) { k.multiply(m, in, first, last, parts.data(), stride); });
   if (std::memcmp(out.data(), parts.data(), 4 * out.size())) fail(k, name, "depends on how rows are split");
   for (size_t t = 0; t < tokens.count; ++t) {
-    const Inputs one{1, values ? in.values + t * l.padded : nullptr, values ? nullptr : in.codes + t * l.padded,
-                     values ? nullptr : in.scales + t * l.blocks, values ? nullptr : in.sums + t * l.blocks};
+    const Inputs one{1, values ? in.values + t * l.padded : nullptr, values ? nullptr : in.codes + t * l.apart,
+                     values ? nullptr : in.scales + t, values ? nullptr : in.sums + t, in.step};
     k.multiply(m, one, 0, l.tiles, alone.data() + t * stride, stride);
   }
   if (std::memcmp(out.data(), alone.data(), 4 * out.size())) fail(k, name, "depends on the batch");
@@ -115,7 +115,7 @@ void activation_cases(const Kernels& k, const Report& report) {
         std::vector<int8_t> codes(l.padded, int8_t(1));
         std::vector<float> scales(l.blocks), values(l.padded, 1.0f);
         std::vector<int32_t> sums(l.blocks);
-        k.quantize(l, x.data(), codes.data(), scales.data(), sums.data());
+        k.quantize(l, x.data(), codes.data(), scales.data(), sums.data(), 1);
         k.spread(l, x.data(), values.data());
         Digest digest;
         digest.add(codes), digest.add(scales), digest.add(sums), digest.add(values);

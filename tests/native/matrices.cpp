@@ -89,26 +89,27 @@ Packed make_matrix(const Layout& l, bool stored, int which, Fill fill, Random& r
 Tokens make_tokens(const Layout& l, size_t count, Fill fill, Random& random) {
   Tokens tokens{count, {}, {}, {}, {}};
   tokens.values.resize(count * l.padded);
-  tokens.codes.resize(count * l.padded);
-  tokens.scales.resize(count * l.blocks);
-  tokens.sums.resize(count * l.blocks);
+  const size_t step = room_for(count);
+  tokens.codes.resize(step * l.apart);
+  tokens.scales.resize(step * l.blocks);
+  tokens.sums.resize(step * l.blocks);
   for (size_t t = 0; t < count; ++t) {
     for (size_t c = 0; c < l.columns; ++c) {
-      const size_t at = t * l.padded + padded_column(l, c);
+      const size_t at = padded_column(l, c);
       int code = int(random.below(255)) - 127;
       if (fill == Fill::ends) code = t % 2 ? -127 : 127;
       if (fill == Fill::extreme) code = c % 2 == t % 2 ? 127 : -127;
-      tokens.codes[at] = int8_t(code);
-      tokens.values[at] = fill == Fill::tiny ? random.symmetric() * 0x1p-120f : random.spread();
+      tokens.codes[t * l.apart + at] = int8_t(code);
+      tokens.values[t * l.padded + at] = fill == Fill::tiny ? random.symmetric() * 0x1p-120f : random.spread();
     }
     for (size_t b = 0; b < l.blocks; ++b)
-      tokens.scales[t * l.blocks + b] = (fill == Fill::tiny ? 0x1p-100f : 0.01f) * (1.0f + random.symmetric());
+      tokens.scales[b * step + t] = (fill == Fill::tiny ? 0x1p-100f : 0.01f) * (1.0f + random.symmetric());
     size_t block = 0;
     for (size_t g = 0; g < l.groups && l.blocks; ++g) {  // floats have no blocks
       const size_t units = g + 1 == l.groups ? l.last_units : l.group_units, start = g * l.group_units;
       for (size_t u = 0; u < units; ++u)
         for (size_t i = 0; i < l.unit; ++i)
-          tokens.sums[t * l.blocks + block + u / kBlockUnits] += tokens.codes[t * l.padded + (start + u) * l.unit + i];
+          tokens.sums[(block + u / kBlockUnits) * step + t] += tokens.codes[t * l.apart + (start + u) * l.unit + i];
       block += (units + kBlockUnits - 1) / kBlockUnits;
     }
   }

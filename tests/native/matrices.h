@@ -30,7 +30,7 @@ struct Tokens {
   std::vector<int8_t> codes;
   std::vector<int32_t> sums;
 
-  Inputs as_codes() const { return {count, nullptr, codes.data(), scales.data(), sums.data()}; }
+  Inputs as_codes() const { return {count, nullptr, codes.data(), scales.data(), sums.data(), room_for(count)}; }
   Inputs as_values() const { return {count, values.data(), nullptr, nullptr, nullptr}; }
 };
 

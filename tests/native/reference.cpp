@@ -106,18 +106,18 @@ void spread(const Layout& l, const float* x, float* values) {
   for (size_t c = 0; c < l.columns; ++c) values[padded_column(l, c)] = x[c];
 }
 
-void quantize(const Layout& l, const float* x, int8_t* codes, float* scales, int32_t* sums) {
+void quantize(const Layout& l, const float* x, int8_t* codes, float* scales, int32_t* sums, size_t step) {
   std::vector<float> values(l.padded);
   spread(l, x, values.data());
   each_block(l, [&](size_t, size_t block, size_t first, size_t last) {
     float most = 0;
     for (size_t c = first; c < last; ++c) most = std::max(most, std::fabs(values[c]));
     if (most < 0x1p-100f) most = 0;
-    scales[block] = most / 127.0f;
-    sums[block] = 0;
+    scales[block * step] = most / 127.0f;
+    sums[block * step] = 0;
     for (size_t c = first; c < last; ++c) {
       codes[c] = most == 0 ? int8_t(0) : int8_t(std::nearbyint(values[c] * (127.0f / most)));
-      sums[block] += codes[c];
+      sums[block * step] += codes[c];
     }
   });
 }
@@ -157,14 +157,14 @@ float value_product(const Matrix& m, const float* x, size_t row) {
   return sum;
 }
 
-float code_product(const Matrix& m, const int8_t* codes, const float* scales, size_t row) {
+float code_product(const Matrix& m, const int8_t* codes, const float* scales, size_t step, size_t row) {
   float sum = 0;
   each_block(m.layout, [&](size_t g, size_t block, size_t first, size_t last) {
     const int twice = int(2 * own_zero(m, row, g));
-    int product = 0;
+    int doubled = 0;
     for (size_t c = first; c < last; ++c)
-      product += (2 * int(number_at(m, row, c)) - twice) * codes[c];
-    sum += float(product) * (scale_of(m, row, g) * (0.5f * scales[block]));
+      doubled += (2 * int(number_at(m, row, c)) - twice) * codes[c];
+    sum += 0.5f * float(doubled) * (scale_of(m, row, g) * scales[block * step]);
   });
   return sum;
 }
@@ -176,7 +176,7 @@ void multiply(const Matrix& m, const Inputs& in, size_t first, size_t last, floa
       float& to = out[t * stride + row];
       if (is_float(l.format)) to = float_product(m, in.values + t * l.padded, row);
       else if (in.values) to = value_product(m, in.values + t * l.padded, row);
-      else to = code_product(m, in.codes + t * l.padded, in.scales + t * l.blocks, row);
+      else to = code_product(m, in.codes + t * l.apart, in.scales + t, in.step, row);
     }
 }
 
