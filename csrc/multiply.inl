@@ -214,6 +214,7 @@ void one_token(const Matrix& m, const Inputs& in, size_t first, size_t last, flo
 
 constexpr size_t kMostQuads = 5 * kBlockUnits;
 constexpr size_t kTokens = 64;  // whose running sums of a tile are kept at hand
+constexpr size_t kFew = 16;     // tokens that take no longer than their codes take to come
 
 template <Format kFormat, class TableOf, int kSets>
 PARETOBIT_INLINE void unpack_block(const uint8_t* codes, size_t units, const TableOf& table, Bytes planes[][kSets]) {
@@ -309,11 +310,12 @@ template <Format kFormat, class TableOf>
 PARETOBIT_INLINE void add_tile(const Block& b, const Layout& l, const Inputs& in, const TableOf& table, size_t start,
                                size_t count, Lanes* acc) {
   constexpr int kAll = tile_sets(kFormat);
-  // What comes next is asked for bit by bit: as many lines at once would wait for each other.
+  // What comes next is asked for bit by bit: as many lines at once would wait for each other. Far ahead only where memory is
+  // what a block takes its time for.
   const size_t lines = b.units * unit_vectors(kFormat), near = std::max(kNear, lines * kVector);
   const auto fetch = [&](size_t n, size_t step) PARETOBIT_LAMBDA {
     for (size_t line = lines * n / count, end = lines * (n + step) / count; line < end; ++line) {
-      __builtin_prefetch(b.codes + line * kVector + kFar, 0, 2);
+      if (count <= kFew) __builtin_prefetch(b.codes + line * kVector + kFar, 0, 2);
       __builtin_prefetch(b.codes + line * kVector + near, 0, 3);
     }
   };

@@ -99,7 +99,7 @@ Tokens make_tokens(const Layout& l, size_t count, Fill fill, Random& random) {
       int code = int(random.below(255)) - 127;
       if (fill == Fill::ends) code = t % 2 ? -127 : 127;
       if (fill == Fill::extreme) code = c % 2 == t % 2 ? 127 : -127;
-      tokens.codes[t * l.apart + at] = int8_t(code);
+      if (!is_float(l.format)) tokens.codes[t * l.apart + at] = int8_t(code);
       tokens.values[t * l.padded + at] = fill == Fill::tiny ? random.symmetric() * 0x1p-120f : random.spread();
     }
     for (size_t b = 0; b < l.blocks; ++b)
