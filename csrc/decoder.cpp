@@ -295,8 +295,13 @@ void Session::attend(size_t layer) {
     seen += std::min(tokens_[active_.data[i]].position + 1, config_.windows[layer]);
   // On average; a query's two products with a position cost about as much as reading so many bytes.
   const size_t bytes = seen / active_.size * config_.head_dim * 4;
-  split(config_.heads * active_.size, bytes,
-        [&](Range mine, size_t thread) { attend(layer, mine.first, mine.last, scratch_[thread]); });
+  // Heads that share keys stay together, but where that would leave threads without work: each reads all keys.
+  const size_t groups = config_.kv_heads * active_.size, queries = config_.heads * active_.size;
+  const size_t parts = (pool_.size() + groups - 1) / groups, group = queries / groups;
+  const size_t together = (group + parts - 1) / parts;
+  split((queries + together - 1) / together, bytes * together, [&](Range mine, size_t thread) {
+    attend(layer, mine.first * together, std::min(mine.last * together, queries), scratch_[thread]);
+  });
 }
 
 // Queries [first, last) of all in the order (key-value head, token, head of its group): those beside each other share

@@ -109,33 +109,57 @@ PARETOBIT_INLINE Lanes load_wide(const uint16_t* from) { return from_half(from);
 // sum by lanes, [32, 32 + width) the weighted sum of values.
 constexpr size_t kSum = 16, kValues = 32;
 
+// 64 halves of those that are read next, the same whoever does not read any.
+PARETOBIT_INLINE void ask_for(const uint16_t* next, size_t row) {
+  __builtin_prefetch(next + row * kPositions, 0, 3);
+  __builtin_prefetch(next + row * kPositions + kPositions / 2, 0, 3);
+}
+
+// Scores of kHeads queries at positions [at, at + 16 kWide) of a block, -inf where they are not in [begin, end); tops: the
+// highest so far. next: as many halves as keys, for which memory is asked meanwhile.
+template <int kWide, int kHeads, class T>
+PARETOBIT_INLINE void score_some(size_t head_dim, const T* keys, const float* q, size_t at, size_t begin, size_t end,
+                                 const uint16_t* next, float scores[][kPositions], Lanes* tops) {
+  constexpr float kNone = -__builtin_inff();
+  const float numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  Lanes sum[kWide][kHeads];
+  for (auto& sums : sum)
+    for (Lanes& s : sums) s = all(0.0f);
+  for (size_t c = 0; c < head_dim; ++c) {
+    if (kWide > 1) ask_for(next, c);
+    for (size_t v = 0; v < kWide; ++v) {
+      const Lanes k = load_wide(keys + c * kPositions + at + 16 * v);
+      for (int h = 0; h < kHeads; ++h) sum[v][h] = sum[v][h] + all(q[size_t(h) * head_dim + c]) * k;
+    }
+  }
+  for (size_t v = 0; v < kWide; ++v) {
+    const Lanes position = load(numbers) + all(float(at + 16 * v));
+    const Mask early = position < all(float(begin)), seen = position < all(float(end));
+    for (int h = 0; h < kHeads; ++h) {
+      const Lanes s = choose(early, all(kNone), choose(seen, sum[v][h], all(kNone)));
+      tops[h] = most(tops[h], s);
+      store(scores[h] + at + 16 * v, s);
+    }
+  }
+}
+
+// Registers of positions, or of channels, that kHeads queries meet at once: rows of a block whole, as memory likes to be read,
+// where there are registers for their sums.
+constexpr int kAbreast = PARETOBIT_WIDTH == 16 ? 4 : 1;
+
 // Scores of kHeads queries at the block's positions [begin, end), -inf around them; the highest of each.
 template <class T, int kHeads>
 PARETOBIT_INLINE void score(const AttendArgs& a, const T* keys, const float* q, size_t begin, size_t end,
-                            float scores[][kPositions], float* top) {
-  constexpr size_t kWide =
-      PARETOBIT_WIDTH == 16 ? 2 : 1;  // what keeps the adders busy and fits the registers
-  constexpr float kNone = -__builtin_inff();
-  const float numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+                            const uint16_t* next, float scores[][kPositions], float* top) {
   Lanes tops[kHeads];
-  for (int h = 0; h < kHeads; ++h) tops[h] = all(kNone);
-  for (size_t at = begin / (16 * kWide) * (16 * kWide); at < end; at += 16 * kWide) {
-    Lanes sum[kWide][kHeads];
-    for (auto& sums : sum)
-      for (Lanes& s : sums) s = all(0.0f);
-    for (size_t c = 0; c < a.head_dim; ++c)
-      for (size_t v = 0; v < kWide; ++v) {
-        const Lanes k = load_wide(keys + c * kPositions + at + 16 * v);
-        for (int h = 0; h < kHeads; ++h) sum[v][h] = sum[v][h] + all(q[size_t(h) * a.head_dim + c]) * k;
-      }
-    for (size_t v = 0; v < kWide; ++v) {
-      const Lanes position = load(numbers) + all(float(at + 16 * v));
-      const Mask early = position < all(float(begin)), seen = position < all(float(end));
-      for (int h = 0; h < kHeads; ++h) {
-        const Lanes s = choose(early, all(kNone), choose(seen, sum[v][h], all(kNone)));
-        tops[h] = most(tops[h], s);
-        store(scores[h] + at + 16 * v, s);
-      }
+  for (int h = 0; h < kHeads; ++h) tops[h] = all(-__builtin_inff());
+  for (size_t at = begin / 16 * 16; at < end;) {
+    if (kAbreast > 1 && at % (16 * kAbreast) == 0 && end > at + 16) {
+      score_some<kAbreast, kHeads>(a.head_dim, keys, q, at, begin, end, next, scores, tops);
+      at += 16 * kAbreast;
+    } else {
+      score_some<1, kHeads>(a.head_dim, keys, q, at, begin, end, next, scores, tops);
+      at += 16;
     }
   }
   for (int h = 0; h < kHeads; ++h) top[h] = highest(tops[h]);
@@ -159,46 +183,52 @@ PARETOBIT_APART void weigh(float* state, float top, size_t width, size_t begin, 
   store(state + kSum, sum);
 }
 
-// Values of positions [begin, end), kWide registers of channels, added by kHeads queries' weights to their states.
+// Values of positions [begin, end), kWide registers of channels from c on, added by kHeads queries' weights to their states.
 template <int kHeads, int kWide, class T>
-PARETOBIT_INLINE void add_values(const T* values, size_t width, const float scores[][kPositions], size_t begin, size_t end,
-                                 float* sums, size_t stride) {
+PARETOBIT_INLINE void add_values(const T* values, size_t width, size_t c, const float scores[][kPositions], size_t begin,
+                                 size_t end, const uint16_t* next, float* sums, size_t stride) {
   Lanes sum[kHeads][kWide];
   for (int h = 0; h < kHeads; ++h)
-    for (int i = 0; i < kWide; ++i) sum[h][i] = load(sums + size_t(h) * stride + 16 * i);
-  for (size_t p = begin; p < end; ++p)
+    for (int i = 0; i < kWide; ++i) sum[h][i] = load(sums + size_t(h) * stride + c + 16 * i);
+  for (size_t p = begin; p < end; ++p) {
+    if (kWide > 1) ask_for(next, c / (16 * kWide) * kPositions + p);
     for (int i = 0; i < kWide; ++i) {
-      const Lanes v = load_wide(values + p * width + 16 * i);
+      const Lanes v = load_wide(values + p * width + c + 16 * i);
       for (int h = 0; h < kHeads; ++h) sum[h][i] = sum[h][i] + all(scores[h][p]) * v;
     }
+  }
   for (int h = 0; h < kHeads; ++h)
-    for (int i = 0; i < kWide; ++i) store(sums + size_t(h) * stride + 16 * i, sum[h][i]);
+    for (int i = 0; i < kWide; ++i) store(sums + size_t(h) * stride + c + 16 * i, sum[h][i]);
 }
+
+// What is read next: while a block's scores are computed, and while its values are added up.
+struct Next {
+  const uint16_t *scoring, *adding;
+};
 
 // kHeads queries of one token meet the block's positions [begin, end).
 template <int kHeads, class T>
 void attend_block(const AttendArgs& a, const T* keys, const T* values, const float* q, size_t begin,
-                  size_t end, float* states) {
+                  size_t end, const Next& next, float* states) {
   const size_t width = a.width, stride = kValues + width;
   float scores[kHeads][kPositions], top[kHeads];
-  score<T, kHeads>(a, keys, q, begin, end, scores, top);
+  score<T, kHeads>(a, keys, q, begin, end, next.scoring, scores, top);
   for (int h = 0; h < kHeads; ++h) weigh(states + size_t(h) * stride, top[h], width, begin, end, scores[h]);
-  constexpr int kSums = kParts == 1 ? 8 : 4;  // registers of sums: as many keep the adders busy
-  constexpr int kWide = std::max(1, kSums / (kHeads * kParts));
   size_t c = 0;
-  for (; c + 16 * kWide <= width; c += 16 * kWide)
-    add_values<kHeads, kWide>(values + c, width, scores, begin, end, states + kValues + c, stride);
-  for (; c < width; c += 16) add_values<kHeads, 1>(values + c, width, scores, begin, end, states + kValues + c, stride);
+  for (; c + 16 * kAbreast <= width; c += 16 * kAbreast)
+    add_values<kHeads, kAbreast>(values, width, c, scores, begin, end, next.adding, states + kValues, stride);
+  for (; c < width; c += 16)
+    add_values<kHeads, 1>(values, width, c, scores, begin, end, next.adding, states + kValues, stride);
 }
 
 template <class T>
 void attend_heads(size_t heads, const AttendArgs& a, const T* keys, const T* values, const float* q,
-                  size_t begin, size_t end, float* states) {
+                  size_t begin, size_t end, const Next& next, float* states) {
   switch (heads) {
-    case 1: return attend_block<1>(a, keys, values, q, begin, end, states);
-    case 2: return attend_block<2>(a, keys, values, q, begin, end, states);
-    case 3: return attend_block<3>(a, keys, values, q, begin, end, states);
-    default: return attend_block<4>(a, keys, values, q, begin, end, states);
+    case 1: return attend_block<1>(a, keys, values, q, begin, end, next, states);
+    case 2: return attend_block<2>(a, keys, values, q, begin, end, next, states);
+    case 3: return attend_block<3>(a, keys, values, q, begin, end, next, states);
+    default: return attend_block<4>(a, keys, values, q, begin, end, next, states);
   }
 }
 
@@ -322,7 +352,11 @@ void attend_some(const AttendArgs& a, size_t first, size_t last) {
     }
     const uint16_t* keys = a.blocks[block] + a.offset;
     const uint16_t* values = keys + keys_size;
-    if (halves - first > kTogether) {
+    const bool widened = halves - first > kTogether;
+    const uint16_t* after = block < newest / kPositions ? a.blocks[block + 1] : nullptr;
+    after = after ? after + a.offset : keys;  // none where it is read as codes
+    Next next = widened ? Next{after, after + keys_size} : Next{values, after};
+    if (widened) {
       const size_t seen = keys_size + std::min(newest + 1 - start, kPositions) * width;
       for (size_t i = 0; i < seen; i += 16) store(wide + i, from_half(keys + i));
     }
@@ -333,10 +367,11 @@ void attend_some(const AttendArgs& a, size_t first, size_t last) {
                    end = std::min(position + 1, start + kPositions);
       if (begin >= end) continue;
       float* state = states + (i - first) * stride;
-      if (halves - first > kTogether)
-        attend_heads(heads, a, wide, wide + keys_size, query(a, i), begin - start, end - start, state);
+      if (widened)
+        attend_heads(heads, a, wide, wide + keys_size, query(a, i), begin - start, end - start, next, state);
       else
-        attend_heads(heads, a, keys, values, query(a, i), begin - start, end - start, state);
+        attend_heads(heads, a, keys, values, query(a, i), begin - start, end - start, next, state);
+      next = {keys, keys};
     }
   }
   for (size_t i = first; i < last; ++i) {
