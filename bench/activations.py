@@ -1,7 +1,7 @@
 """What 8-bit activations cost, and what SmoothQuant and AWQ bring. One row a model, one line a promise.
 
     python -m bench.activations [MODEL ...] [--windows 8] [--tokens 8192] [--calib self] [--text FILE]
-                                [--only activations,weights] [--awq w3g64] [--keep FOLDER]
+                                [--only activations,weights] [--awq w3g64] [--trellis w2t] [--keep FOLDER]
 
 MODEL: demo:smollm2 and demo:gemma3 by default. KL is to the original, in nats, mean ± standard error over windows of
 512 tokens; the head's activations stay floats. Beside ours stands llama.cpp's Q8_0: its weights as its own rounding
@@ -145,10 +145,11 @@ def activation_lines(bench: Bench) -> Iterator[Line]:
 
 
 def weight_lines(bench: Bench) -> Iterator[Line]:
-    """AWQ before each rounding."""
-    for method in ("rtn", "gptq"):
-        plain, scaled = (bench.packed(bench.given.awq, method, transform) for transform in ((), AWQ))
-        yield bench.at_most(f"{bench.given.awq} awq+{method} ÷ {method}", scaled, plain, 1)
+    """AWQ before each rounding; nothing is promised of a trellis."""
+    for scheme, method in ((bench.given.awq, "rtn"), (bench.given.awq, "gptq"), (bench.given.trellis, "trellis")):
+        plain, scaled = (bench.packed(scheme, method, transform) for transform in ((), AWQ))
+        if method != "trellis":
+            yield bench.at_most(f"{scheme} awq+{method} ÷ {method}", scaled, plain, 1)
 
 
 def main() -> None:
@@ -159,6 +160,7 @@ def main() -> None:
     parser.add_argument("--calib", default="self")
     parser.add_argument("--text", type=Path, help="held-out text (default: the demo's)")
     parser.add_argument("--awq", default="w3g64", help="the scheme that AWQ is tried on")
+    parser.add_argument("--trellis", default="w2t", help="and the trellis")
     parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
     parser.add_argument("--keep", type=Path, help="where packed models stay (default: nowhere)")
     given = parser.parse_args()
