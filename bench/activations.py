@@ -1,7 +1,8 @@
 """What 8-bit activations cost, and what SmoothQuant and AWQ bring. One row a model, one line a promise.
 
     python -m bench.activations [MODEL ...] [--windows 8] [--tokens 8192] [--calib self] [--text FILE]
-                                [--only activations,weights] [--awq w3g64] [--trellis w2t] [--keep FOLDER]
+                                [--only activations,weights,outliers] [--awq w3g64] [--trellis w2t]
+                                [--keep FOLDER]
 
 MODEL: demo:smollm2 and demo:gemma3 by default. KL is to the original, in nats, mean ± standard error over windows of
 512 tokens; the head's activations stay floats. Beside ours stands llama.cpp's Q8_0: its weights as its own rounding
@@ -9,6 +10,9 @@ makes them (the gguf package's), embedding included, times activations rounded i
 the code that rounds ours; once with the head's activations rounded too, as it does, and once without, which is what
 ours are held against. All weights of "activations" are rounded to nearest. Packed models that --keep holds already
 are taken as they are.
+
+"outliers" takes no MODEL: two tiny ones learn a text and get a few channels 256 times as large planted behind their
+norms, with the columns that read them divided by as much (tests/outliers.py). What is promised is perplexity.
 """
 
 from __future__ import annotations
@@ -34,12 +38,16 @@ from paretobit.evals.text import encode_windows, read_text
 from paretobit.planfile import taps
 from paretobit.scheme import parse
 from paretobit.verbs.evaluate import open_decoder
+from tests.checkpoints import CORPUS
+from tests.outliers import learned, planted
 
 MODELS = ("demo:smollm2", "demo:gemma3")
 STATIC, TOKEN, GROUPED, BLOCK = SCHEMES = ("w8a8s", "w8a8", "w8g32a8", "w8g32a8g32")
 SMOOTH, AWQ, TURN = ("smoothquant",), ("awq",), ("rotate",)
 Q8_0 = "Q8_0 (blocks of 32)"
-PARTS = ("activations", "weights")
+PARTS = ("activations", "weights", "outliers")
+FAMILIES = ("llama", "gemma3_text")
+BROKEN, RESTORED = 2, 1.02  # perplexity, relative to the original's
 HEAD = "head_in"
 ROWS = 8192  # of a matrix at a time
 
@@ -152,6 +160,22 @@ def weight_lines(bench: Bench) -> Iterator[Line]:
             yield bench.at_most(f"{scheme} awq+{method} ÷ {method}", scaled, plain, 1)
 
 
+def outlier_lines(given: argparse.Namespace, folder: Path) -> Iterator[Line]:
+    """Models with outlier channels planted: rounding breaks them, and smoothing restores them."""
+    text = folder / "corpus.txt"
+    text.write_text(CORPUS * 40)
+    for family in FAMILIES:
+        model = planted(folder / f"{family}-outliers", learned(folder / family, family))
+        own = {"text": text, "calib": str(text), "tokens": 2048, "windows": 4}
+        bench = Bench(str(model), argparse.Namespace(**vars(given) | own), folder)
+        for scheme in (STATIC, TOKEN, BLOCK):
+            plain, smooth = (bench.packed(scheme, "rtn", transform) for transform in ((), SMOOTH))
+            found, restored = (made.perplexity / (made.reference_perplexity or 0.0) for made in (plain, smooth))
+            what = f"perplexity ÷ the original's, {scheme}, outliers planted in {family}"
+            yield Line(what, f"{found:.3f} ×", f"≥ {BROKEN:g} ×", found >= BROKEN)
+            yield Line(f"{what}, smoothed", f"{restored:.3f} ×", f"≤ {RESTORED:g} ×", restored <= RESTORED)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL")
@@ -164,12 +188,13 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
     parser.add_argument("--keep", type=Path, help="where packed models stay (default: nowhere)")
     given = parser.parse_args()
-    lines: list[Line] = []
+    parts, lines = given.only.split(","), list[Line]()
     with tempfile.TemporaryDirectory() as folder:
-        for model in given.models:
+        for model in given.models if {"activations", "weights"} & set(parts) else ():
             bench = Bench(model, given, given.keep or Path(folder))
-            for part, of in zip(PARTS, (activation_lines, weight_lines), strict=True):
-                lines += of(bench) if part in given.only.split(",") else []
+            lines += activation_lines(bench) if "activations" in parts else ()
+            lines += weight_lines(bench) if "weights" in parts else ()
+        lines += outlier_lines(given, Path(folder)) if "outliers" in parts else ()
     print("", *lines, sep="\n")
 
 

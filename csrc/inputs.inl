@@ -50,7 +50,7 @@ void quantize(const Layout& l, const float* x, int8_t* codes, float* scales, int
       }
       int8_t code[16];
       for (int lane = 0; lane < 16; ++lane) code[lane] = int8_t(wide[lane]);
-      if (width - i >= 16)
+      if (width - i >= 16)  // a size that the compiler knows: one store, not a call
         std::memcpy(codes + padded + i, code, 16);
       else
         std::memcpy(codes + padded + i, code, width - i);

@@ -109,7 +109,8 @@ PARETOBIT_INLINE Lanes load_wide(const uint16_t* from) { return from_half(from);
 // sum by lanes, [32, 32 + width) the weighted sum of values.
 constexpr size_t kSum = 16, kValues = 32;
 
-// 64 halves of those that are read next, the same whoever does not read any.
+// Row `row` of the halves that are read next. Who reads none next passes what lies in cache already: a request
+// for that costs less than asking whether to make it.
 PARETOBIT_INLINE void ask_for(const uint16_t* next, size_t row) {
   __builtin_prefetch(next + row * kPositions, 0, 3);
   __builtin_prefetch(next + row * kPositions + kPositions / 2, 0, 3);
@@ -355,7 +356,8 @@ void attend_some(const AttendArgs& a, size_t first, size_t last) {
     const bool widened = halves - first > kTogether;
     const uint16_t* after = block < newest / kPositions ? a.blocks[block + 1] : nullptr;
     after = after ? after + a.offset : keys;  // none where it is read as codes
-    Next next = widened ? Next{after, after + keys_size} : Next{values, after};
+    Next next = widened ? Next{after, after + keys_size} : Next{values, after};  // for the first queries alone
+    const uint16_t* here = widened ? reinterpret_cast<const uint16_t*>(wide) : keys;
     if (widened) {
       const size_t seen = keys_size + std::min(newest + 1 - start, kPositions) * width;
       for (size_t i = 0; i < seen; i += 16) store(wide + i, from_half(keys + i));
@@ -371,7 +373,7 @@ void attend_some(const AttendArgs& a, size_t first, size_t last) {
         attend_heads(heads, a, wide, wide + keys_size, query(a, i), begin - start, end - start, next, state);
       else
         attend_heads(heads, a, keys, values, query(a, i), begin - start, end - start, next, state);
-      next = {keys, keys};
+      next = {here, here};
     }
   }
   for (size_t i = first; i < last; ++i) {

@@ -30,13 +30,13 @@ def test_every_row_and_promise_is_printed(
     model: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("activations", model, "--windows", 1, "--tokens", 1024, "--calib", text, "--text", text, "--awq", "w3g32")
-    monkeypatch.setattr(sys, "argv", [*map(str, words)])
+    monkeypatch.setattr(sys, "argv", [*map(str, words), "--only", "activations,weights"])
     activations.main()
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split(" | ") for line in lines if line.startswith(("| w", "| Q8_0"))]
     assert [row[0].removeprefix("| ") for row in rows] == [
         *(scheme for scheme in activations.SCHEMES for _ in range(2)), *["w8a8"] * 2, *[activations.Q8_0] * 2,
-        *["w3g32"] * 4,
+        *["w3g32"] * 4, *["w2t"] * 2,
     ]  # fmt: skip
     found = [float(row[4].split()[0]) for row in rows]
     assert found[0] > found[6] and found[10] > found[11], "one scale for all costs more, and so does the head"
@@ -46,3 +46,18 @@ def test_every_row_and_promise_is_printed(
     assert ratio == pytest.approx(found[1] / found[0], abs=2e-3)
     assert all(line.startswith("met") == (float(line.split(": ")[1].split()[0]) <= float(line.split("≤ ")[1][:-2]))
                for line in judged)  # fmt: skip
+
+
+def test_planted_outliers_are_judged_by_perplexity(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["activations", "--only", "outliers"])
+    monkeypatch.setattr(activations, "FAMILIES", ("llama",))
+    activations.main()
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split(" | ") for line in lines if line.startswith("| w")]
+    assert [row[2].strip() for row in rows] == ["", "smoothquant"] * 3
+    judged = [line for line in lines if line.startswith(("met", "MISSED"))]
+    ratios, found = [float(line.split(": ")[1].split()[0]) for line in judged], [float(row[5]) for row in rows]
+    assert found[0] / found[1] == pytest.approx(ratios[0] / ratios[1], rel=0.02)
+    assert all(line.startswith("met") for line in judged) and "≥ 2 ×" in judged[0] and "≤ 1.02 ×" in judged[1]
