@@ -1,11 +1,12 @@
 """The server under load: 8 at once against one alone, guessing ahead, and minutes of clients that come and go.
 
-    python -m bench.server OUT [--against URL] [--minutes 10 --clients 64] [--only throughput,guesses,load]
+    python -m bench.server OUT [--against FILE.gguf|URL] [--minutes 10 --clients 64] [--only throughput,guesses,load]
 
 Run it from the repository's root with nothing else running. The server is a process of its own, clients are threads of
-this one. --against: any other OpenAI-compatible server of the same machine (llama.cpp's llama-server with a GGUF of
-equal bits), which takes turns with ours. Under load every finished answer is compared with the one that the same model
-gives alone, a fifth of the clients leave in the middle, a tenth send nonsense, and memory is watched.
+this one. --against: a GGUF of as many bits (bench.peers.llama_cpp makes them), for which llama.cpp's own server is
+built once and run with as many slots and threads as ours, or any other OpenAI-compatible server of the same machine; it
+takes turns with ours, and both stay loaded. Under load every finished answer is compared with the one that the same
+model gives alone, a fifth of the clients leave in the middle, a tenth send nonsense, and memory is watched.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
 from urllib.parse import urlsplit
@@ -32,11 +33,12 @@ from urllib.parse import urlsplit
 import httpx
 
 import paretobit as pb
+from bench.peers.llama_tools import SERVER, tools
 from paretobit import hardware
 from paretobit.evals.memory import resident
 from paretobit.runtime.sampler import Sampling
 
-SLOTS, TOKENS = 8, 128
+SLOTS, TOKENS, CONTEXT = 8, 128, 1024
 EVENT = b"data: {"
 SHARE, RIVAL, FLAT = 0.7, 1.2, 0.05
 PARTS = ("throughput", "guesses", "load")
@@ -73,6 +75,31 @@ def serving(out: str, *options: str) -> Iterator[tuple[str, int]]:
         finally:
             process.terminate()
             process.communicate()
+
+
+@contextmanager
+def rival(against: str | None) -> Iterator[str | None]:
+    """The other server's address. One for a GGUF file runs until the end."""
+    if against is None or not against.endswith(".gguf"):
+        yield against
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [str(tools([SERVER])[SERVER]), "--model", against, "--port", str(port), "--parallel", str(SLOTS)]
+    command += ["--threads", str(hardware.cores()), "--ctx-size", str(SLOTS * CONTEXT)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            while process.poll() is None:
+                with suppress(httpx.TransportError):
+                    if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
+                        break
+                time.sleep(0.2)
+            else:
+                raise SystemExit(f"{SERVER} did not start")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
 
 
 @dataclass
@@ -190,11 +217,9 @@ def throughput(out: str, rival: str | None, rounds: int) -> None:
     line(f"{SLOTS} streams / min({SLOTS} x one, prefill)", eight / limit, SHARE)
     print(f"p95 between tokens, {SLOTS} streams: {1e3 * quantile(gaps, 0.95):.1f} ms")
     if rivals:
-        line(
-            f"{SLOTS} streams / the other server's {statistics.median(rivals):.1f}",
-            eight / statistics.median(rivals),
-            RIVAL,
-        )
+        ratios = [ours / theirs for ours, theirs in zip(eights, rivals, strict=True)]
+        print(f"the other server {statistics.median(rivals):.1f}; ratios {', '.join(f'{r:.2f}' for r in ratios)}")
+        line(f"{SLOTS} streams / the other server's", statistics.median(ratios), RIVAL)
 
 
 def guesses(out: str, draft: str | None, rounds: int) -> None:
@@ -305,7 +330,7 @@ def quantile(values: list[float], share: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out")
-    parser.add_argument("--against", help="address of another server, without /v1")
+    parser.add_argument("--against", help="a GGUF file, or the address of another server, without /v1")
     parser.add_argument("--draft", help="a smaller packed model of the same kind")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--clients", type=int, default=64)
@@ -315,7 +340,8 @@ def main() -> None:
     print(f"{hardware.cpu_name()}, {hardware.cores()} cores, {hardware.isa()}")
     parts = given.only.split(",")
     if "throughput" in parts:
-        throughput(given.out, given.against, given.rounds)
+        with rival(given.against) as url:
+            throughput(given.out, url, given.rounds)
     if "guesses" in parts:
         guesses(given.out, given.draft, given.rounds)
     if "load" in parts:

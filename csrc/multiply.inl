@@ -343,33 +343,75 @@ PARETOBIT_INLINE void add_tile(const Block& b, const Layout& l, const Inputs& in
   }
 }
 
+// A tile's block of a group, times tokens [start, start + count).
+template <Format kFormat, class TableOf>
+PARETOBIT_INLINE void meet_block(const Matrix& m, const Inputs& in, const TableOf& table, Bytes (*planes)[tile_sets(kFormat)],
+                                 size_t tile, size_t g, size_t units, size_t unit, size_t block, size_t start, size_t count,
+                                 Lanes* acc) {
+  const Layout& l = m.layout;
+  const auto group = load_group<kFormat>(m, tile, g);
+  const uint8_t* codes = m.codes + tile * l.tile_bytes + unit * unit_vectors(kFormat) * kVector;
+  fetch_group_ahead<kFormat>(m, tile, g);
+  if constexpr (!kFits) unpack_block<kFormat>(codes, units, table, planes);
+  const size_t quads = units * Unit<kFormat>::kQuads;
+  const Block b{codes, units, planes[0], quads, tile_sets(kFormat), group.scale, group.zero, unit * l.unit, block};
+  add_tile<kFormat>(b, l, in, table, start, count, acc);
+}
+
+// Sums (row sets, kTokens) of a tile and tokens [start, start + count).
+template <Format kFormat>
+PARETOBIT_INLINE void clear_sums(size_t count, Lanes* acc) {
+  for (int set = 0; set < tile_sets(kFormat); ++set)
+    for (size_t n = 0; n < (count + 7) / 8 * 8; ++n) acc[size_t(set) * kTokens + n] = all(0.0f);
+}
+
+template <Format kFormat>
+PARETOBIT_INLINE void store_sums(const Layout& l, size_t tile, size_t start, size_t count, const Lanes* acc, float* out,
+                                 size_t stride) {
+  for (size_t n = 0; n < count; ++n)
+    store_rows<tile_sets(kFormat)>(acc + n, kTokens, l.rows - tile * l.tile, out + (start + n) * stride + tile * l.tile);
+}
+
 template <Format kFormat>
 void many_tokens(const Matrix& m, const Inputs& in, size_t first, size_t last, float* out, size_t stride) {
   static_assert(kTokens % 8 == 0, "sums past the last token, computed in vain");
-  constexpr int kAll = tile_sets(kFormat);
-  constexpr size_t kBytes = unit_vectors(kFormat) * kVector;
-  const Layout& l = m.layout;
   const auto table = load_table<kFormat>(m);
-  Bytes planes[kMostQuads][kAll];
-  Lanes acc[kAll][kTokens];
+  Bytes planes[kMostQuads][tile_sets(kFormat)];
+  Lanes acc[tile_sets(kFormat) * kTokens];
   for (size_t tile = first; tile < last; ++tile) {
     for (size_t start = 0; start < in.count; start += kTokens) {
       const size_t count = std::min(kTokens, in.count - start);
-      for (auto& set : acc)
-        for (size_t n = 0; n < (count + 7) / 8 * 8; ++n) set[n] = all(0.0f);
-      each_block(l, [&](size_t g, size_t units, size_t unit, size_t block) PARETOBIT_LAMBDA {
-        const auto group = load_group<kFormat>(m, tile, g);
-        const uint8_t* codes = m.codes + tile * l.tile_bytes + unit * kBytes;
-        fetch_group_ahead<kFormat>(m, tile, g);
-        if constexpr (!kFits) unpack_block<kFormat>(codes, units, table, planes);
-        const size_t quads = units * Unit<kFormat>::kQuads;
-        const Block b{codes, units, planes[0], quads, kAll, group.scale, group.zero, unit * l.unit, block};
-        add_tile<kFormat>(b, l, in, table, start, count, acc[0]);
+      clear_sums<kFormat>(count, acc);
+      each_block(m.layout, [&](size_t g, size_t units, size_t unit, size_t block) PARETOBIT_LAMBDA {
+        meet_block<kFormat>(m, in, table, planes, tile, g, units, unit, block, start, count, acc);
       });
-      for (size_t n = 0; n < count; ++n)
-        store_rows<kAll>(acc[0] + n, kTokens, l.rows - tile * l.tile, out + (start + n) * stride + tile * l.tile);
+      store_sums<kFormat>(m.layout, tile, start, count, acc, out, stride);
     }
   }
+}
+
+// Few tokens wait for memory as one does: two streams, the halves of the range, block by block in turns. A trellis takes longer
+// to unpack, so it waits with fewer.
+template <Format kFormat>
+constexpr size_t kWaiting = is_trellis(kFormat) ? 4 : 8;
+
+template <Format kFormat>
+PARETOBIT_APART void few_tokens(const Matrix& m, const Inputs& in, size_t first, size_t last, float* out, size_t stride) {
+  constexpr size_t kStreams = 2;
+  const size_t apart = (last - first) / kStreams;
+  const auto table = load_table<kFormat>(m);
+  Bytes planes[kMostQuads][tile_sets(kFormat)];
+  Lanes acc[kStreams][tile_sets(kFormat) * kTokens];
+  for (size_t tile = first; tile < first + apart; ++tile) {
+    for (Lanes* sums : acc) clear_sums<kFormat>(in.count, sums);
+    each_block(m.layout, [&](size_t g, size_t units, size_t unit, size_t block) PARETOBIT_LAMBDA {
+      for (size_t i = 0; i < kStreams; ++i)
+        meet_block<kFormat>(m, in, table, planes, tile + i * apart, g, units, unit, block, 0, in.count, acc[i]);
+    });
+    for (size_t i = 0; i < kStreams; ++i)
+      store_sums<kFormat>(m.layout, tile + i * apart, 0, in.count, acc[i], out, stride);
+  }
+  many_tokens<kFormat>(m, in, first + kStreams * apart, last, out, stride);
 }
 
 // ---- float32 activations
@@ -517,6 +559,8 @@ void multiply_as(const Matrix& m, const Inputs& in, size_t first, size_t last, f
     float_tokens<kFormat>(m, in, first, last, out, stride);
   else if (in.count == 1)
     one_token<kFormat>(m, in, first, last, out);
+  else if (kFits && in.count <= kWaiting<kFormat>)
+    few_tokens<kFormat>(m, in, first, last, out, stride);
   else
     many_tokens<kFormat>(m, in, first, last, out, stride);
 }
