@@ -1,6 +1,6 @@
 """What training buys: the same bytes rounded, rounded with scales trained, and trained for so many steps or minutes.
 
-    python -m bench.qat demo:smollm2 [--calib leads|FILE] [--minutes 30] [--steps 32 64 128] [--windows 80]
+    python -m bench.qat demo:smollm2 [--calib leads|FILE] [--minutes 30] [--steps 16 64] [--windows 80]
                         [--schemes w2,w2t] [--known] [--draw FOLDER]
 
 Every row is measured as bench/frontier.py measures its own, on windows that nothing has seen, and remembered beside
@@ -58,7 +58,8 @@ class Trained:
         return f"{self.scheme} trained " + (f"{self.steps} steps" if self.steps else f"{self.minutes:g} min")
 
     def key(self, calibration: Calibration) -> dict[str, object]:
-        effort = {"steps": self.steps} if self.steps else {"minutes": self.minutes}
+        whole = self.minutes and float(self.minutes).is_integer()  # 30 and 30.0 are one row
+        effort = {"steps": self.steps} if self.steps else {"minutes": int(self.minutes) if whole else self.minutes}
         return {"scheme": self.scheme, **effort, "data": hash_files([Path(calibration.calib)])}
 
     def folder(self, source: Checkpoint) -> Path:
@@ -187,8 +188,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--calib", default="leads")
-    parser.add_argument("--minutes", type=float, nargs="*", default=[30])
-    parser.add_argument("--steps", type=int, nargs="*", default=[32, 64, 128])
+    parser.add_argument("--minutes", type=float, nargs="*", default=[30.0])
+    parser.add_argument("--steps", type=int, nargs="*", default=[16, 64])
     parser.add_argument("--windows", type=int, default=80)
     parser.add_argument("--schemes", default="w2,w2t")
     parser.add_argument("--known", action="store_true", help="measure nothing: print what is known")
