@@ -11,8 +11,9 @@ the code that rounds ours; once with the head's activations rounded too, as it d
 ours are held against. All weights of "activations" are rounded to nearest. Packed models that --keep holds already
 are taken as they are.
 
-"outliers" takes no MODEL: two tiny ones learn a text and get a few channels 256 times as large planted behind their
-norms, with the columns that read them divided by as much (tests/outliers.py). What is promised is perplexity.
+"outliers" measures no MODEL but two tiny ones of its own, which learn a text and get a few channels 256 times as large
+planted behind their norms, with the columns that read them divided by as much (tests/outliers.py). What is promised is
+perplexity.
 """
 
 from __future__ import annotations
@@ -129,6 +130,12 @@ def kl(found: Comparison) -> float:
     return float(found.kl_divergence["mean"] or 0.0)
 
 
+def original(found: Comparison) -> float:
+    """Perplexity."""
+    assert found.reference_perplexity is not None
+    return found.reference_perplexity
+
+
 def activation_lines(bench: Bench) -> Iterator[Line]:
     """W8A8 at three granularities, plain and smoothed, beside Q8_0; a scale a token also with rotated taps."""
     plain, smooth = {}, {}
@@ -156,8 +163,11 @@ def weight_lines(bench: Bench) -> Iterator[Line]:
     """AWQ before each rounding; nothing is promised of a trellis."""
     for scheme, method in ((bench.given.awq, "rtn"), (bench.given.awq, "gptq"), (bench.given.trellis, "trellis")):
         plain, scaled = (bench.packed(scheme, method, transform) for transform in ((), AWQ))
-        if method != "trellis":
-            yield bench.at_most(f"{scheme} awq+{method} ÷ {method}", scaled, plain, 1)
+        line = bench.at_most(f"{scheme} awq+{method} ÷ {method}", scaled, plain, 1)
+        if method == "trellis":
+            print(f"\nfound  {line.what}: {line.found}")
+        else:
+            yield line
 
 
 def outlier_lines(given: argparse.Namespace, folder: Path) -> Iterator[Line]:
@@ -170,7 +180,7 @@ def outlier_lines(given: argparse.Namespace, folder: Path) -> Iterator[Line]:
         bench = Bench(str(model), argparse.Namespace(**vars(given) | own), folder)
         for scheme in (STATIC, TOKEN, BLOCK):
             plain, smooth = (bench.packed(scheme, "rtn", transform) for transform in ((), SMOOTH))
-            found, restored = (made.perplexity / (made.reference_perplexity or 0.0) for made in (plain, smooth))
+            found, restored = (made.perplexity / original(made) for made in (plain, smooth))
             what = f"perplexity ÷ the original's, {scheme}, outliers planted in {family}"
             yield Line(what, f"{found:.3f} ×", f"≥ {BROKEN:g} ×", found >= BROKEN)
             yield Line(f"{what}, smoothed", f"{restored:.3f} ×", f"≤ {RESTORED:g} ×", restored <= RESTORED)

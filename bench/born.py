@@ -1,6 +1,6 @@
 """Models born quantized: one small decoder trained from nothing at every width, on the same tokens in the same order.
 
-    python -m bench.born [--widths fp32 w4 w3 w2 w1.58 w1] [--steps 800] [--batch 4] [--data leads|FILE] [--text FILE]
+    python -m bench.born [--widths fp32 w4 w3 w2 w1.58 w1] [--steps 400] [--batch 4] [--data leads|FILE] [--text FILE]
                          [--budget w2] [--windows 200] [--known] [--draw FOLDER]
 
 Every width is trained twice: with the parameters of the default new model (6 blocks, 256 wide, bytes as tokens: 4.9 M),
@@ -125,7 +125,7 @@ def draw(rows: Sequence[Born], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", nargs="+", default=list(WIDTHS), choices=WIDTHS)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--data", default="leads")
     parser.add_argument("--text", help="held-out text (default: the demo's)")

@@ -28,6 +28,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
+from tempfile import TemporaryFile
 from urllib.parse import urlsplit
 
 import httpx
@@ -78,7 +79,7 @@ def serving(out: str, *options: str) -> Iterator[tuple[str, int]]:
 
 
 @contextmanager
-def rival(against: str | None) -> Iterator[str | None]:
+def rival_server(against: str | None) -> Iterator[str | None]:
     """The other server's address. One for a GGUF file runs until the end."""
     if against is None or not against.endswith(".gguf"):
         yield against
@@ -88,7 +89,7 @@ def rival(against: str | None) -> Iterator[str | None]:
         port = probe.getsockname()[1]
     command = [str(tools([SERVER])[SERVER]), "--model", against, "--port", str(port), "--parallel", str(SLOTS)]
     command += ["--threads", str(hardware.cores()), "--ctx-size", str(SLOTS * CONTEXT)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with TemporaryFile() as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
             while process.poll() is None:
                 with suppress(httpx.TransportError):
@@ -96,7 +97,8 @@ def rival(against: str | None) -> Iterator[str | None]:
                         break
                 time.sleep(0.2)
             else:
-                raise SystemExit(f"{SERVER} did not start")
+                log.seek(0)
+                raise SystemExit(f"{SERVER} did not start: {log.read()[-500:].decode(errors='replace')}")
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
@@ -202,7 +204,8 @@ def prefill(url: str) -> float:
 def throughput(out: str, rival: str | None, rounds: int) -> None:
     ones, eights, prompts, rivals, gaps = [], [], [], [], []
     with serving(out, "--no-speculate") as (url, _):
-        together(url, 1)
+        for each in filter(None, (url, rival)):
+            together(each, 1)
         for _ in range(rounds):
             ones.append(together(url, 1)[0])
             prompts.append(prefill(url))
@@ -340,7 +343,7 @@ def main() -> None:
     print(f"{hardware.cpu_name()}, {hardware.cores()} cores, {hardware.isa()}")
     parts = given.only.split(",")
     if "throughput" in parts:
-        with rival(given.against) as url:
+        with rival_server(given.against) as url:
             throughput(given.out, url, given.rounds)
     if "guesses" in parts:
         guesses(given.out, given.draft, given.rounds)

@@ -74,9 +74,9 @@ struct Activations {
       return;
     }
     const size_t step = room_for(count);
-    codes.resize(step * l.apart), scales.resize(step * l.blocks), sums.resize(step * l.blocks);
+    codes.resize(step * l.token_bytes), scales.resize(step * l.blocks), sums.resize(step * l.blocks);
     for (size_t n = 0; n < count; ++n)
-      k.quantize(l, x + n * l.columns, codes.data() + n * l.apart, scales.data() + n, sums.data() + n, step);
+      k.quantize(l, x + n * l.columns, codes.data() + n * l.token_bytes, scales.data() + n, sums.data() + n, step);
     inputs.codes = codes.data(), inputs.scales = scales.data(), inputs.sums = sums.data(), inputs.step = step;
   }
 };

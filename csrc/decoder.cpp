@@ -132,7 +132,7 @@ void Session::prepare(std::initializer_list<const Matrix*> matrices, const Owned
         const Layout& l = *layouts[s];
         const Set& set = sets_[s];
         if (quantizes(l))
-          kernels_.quantize(l, y, set.codes.get() + i * l.apart, set.scales.get() + i, set.sums.get() + i, step);
+          kernels_.quantize(l, y, set.codes.get() + i * l.token_bytes, set.scales.get() + i, set.sums.get() + i, step);
         else
           kernels_.spread(l, y, set.values.get() + i * l.padded);
       }
@@ -295,12 +295,18 @@ void Session::attend(size_t layer) {
     seen += std::min(tokens_[active_.data[i]].position + 1, config_.windows[layer]);
   // On average; a query's two products with a position cost about as much as reading so many bytes.
   const size_t bytes = seen / active_.size * config_.head_dim * 4;
-  // Heads that share keys stay together, but where that would leave threads without work: each reads all keys.
-  const size_t groups = config_.kv_heads * active_.size, queries = config_.heads * active_.size;
-  const size_t parts = (pool_.size() + groups - 1) / groups, group = queries / groups;
-  const size_t together = (group + parts - 1) / parts;
-  split((queries + together - 1) / together, bytes * together, [&](Range mine, size_t thread) {
-    attend(layer, mine.first * together, std::min(mine.last * together, queries), scratch_[thread]);
+  // Heads that share keys stay together where that leaves no thread without work: each part reads all its keys, which takes
+  // about as long as one query more.
+  const size_t groups = config_.kv_heads * active_.size, group = config_.heads / config_.kv_heads;
+  const auto part_of = [&](size_t parts) { return (group + parts - 1) / parts; };
+  const auto rounds = [&](size_t parts) { return (groups * parts + pool_.size() - 1) / pool_.size() * (part_of(parts) + 1); };
+  size_t parts = 1;
+  for (size_t more = 2; more <= group; ++more)
+    if (rounds(more) < rounds(parts)) parts = more;
+  const size_t together = part_of(parts);
+  const auto start = [&](size_t part) { return part / parts * group + std::min(part % parts * together, group); };
+  split(groups * parts, bytes * together, [&](Range mine, size_t thread) {
+    attend(layer, start(mine.first), start(mine.last), scratch_[thread]);
   });
 }
 

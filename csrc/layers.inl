@@ -238,21 +238,21 @@ void attend_heads(size_t heads, const AttendArgs& a, const T* keys, const T* val
 // Vectors laid out for the columns of one matrix, as numbers or in int8.
 struct Ready {
   bool int8;
-  float* values;  // (kQueries, padded); codes, which need less, take their place
-  float scales[room_for(kQueries + 1) * (kMostCodedHead / 64)];
-  int32_t sums[room_for(kQueries + 1) * (kMostCodedHead / 64)];
+  float* values;  // (kQueries, padded); codes, which need no more, take their place
+  float scales[(kQueries + kAtOnce) * (kMostCodedHead / 64)];
+  int32_t sums[(kQueries + kAtOnce) * (kMostCodedHead / 64)];
 
   Ready(bool eight_bits, float* room) : int8(eight_bits), values(room) {}
   int8_t* codes() const { return reinterpret_cast<int8_t*>(values); }
   PARETOBIT_APART void put(const Layout& l, size_t i, const float* x) {
     if (int8)
-      quantize(l, x, codes() + i * l.apart, scales + i, sums + i, kQueries);
+      quantize(l, x, codes() + i * l.token_bytes, scales + i, sums + i, kQueries);
     else
       spread(l, x, values + i * l.padded);
   }
   Inputs get(const Layout& l, size_t first, size_t last) const {
     if (!int8) return {last - first, values + first * l.padded};
-    return {last - first, nullptr, codes() + first * l.apart, scales + first, sums + first, kQueries};
+    return {last - first, nullptr, codes() + first * l.token_bytes, scales + first, sums + first, kQueries};
   }
 };
 

@@ -77,7 +77,7 @@ struct Layout {
   size_t last_units;    // units of the last group
   size_t units;         // of a row
   size_t padded;        // columns with padding; `columns` where the format is a float
-  size_t apart;         // bytes from a token's activation codes to the next one's
+  size_t token_bytes;   // bytes from a token's activation codes to the next one's
   size_t group_blocks;  // activation blocks of a full group
   size_t blocks;        // of a row
   size_t tile_bytes;    // codes of a tile
@@ -88,7 +88,7 @@ struct Layout {
     tiles = (rows + tile - 1) / tile;
     if (is_float(f)) {
       groups = 1, unit = 1, group_units = last_units = units = padded = columns, group_blocks = blocks = 0;
-      apart = 0;
+      token_bytes = 0;
       tile_bytes = tile * columns * float_bytes(f);
       return;
     }
@@ -98,7 +98,7 @@ struct Layout {
     last_units = (columns - (groups - 1) * group + unit - 1) / unit;
     units = (groups - 1) * group_units + last_units;
     padded = units * unit;
-    apart = ((padded + 63) / 64 | 1) * 64;  // an odd number of cache lines, so that tokens share no set of a cache
+    token_bytes = ((padded + 63) / 64 | 1) * 64;  // an odd number of cache lines, so that tokens share no set of a cache
     group_blocks = (group_units + kBlockUnits - 1) / kBlockUnits;
     blocks = (groups - 1) * group_blocks + (last_units + kBlockUnits - 1) / kBlockUnits;
     tile_bytes = units * unit_vectors(f) * kVector;
@@ -121,18 +121,20 @@ struct Matrix {
   const uint8_t* table = nullptr;   // of a trellis: (kTable,), no sum of a low and a high one above 127
 };
 
+// Kernels take int8 activations of so many tokens at once: they read those of up to seven that follow the last one, whatever
+// lies there, and keep nothing of what comes of it. Codes, scales and sums must have room for them.
+constexpr size_t kAtOnce = 8;
+constexpr size_t room_for(size_t count) { return count == 1 ? 1 : (count + kAtOnce - 1) / kAtOnce * kAtOnce; }
+
 // Activations of `count` tokens, laid out for one Layout's columns. Codes, scales and sums of int8 activations, or
 // values of float32 ones; the other is null.
 struct Inputs {
   size_t count = 0;
   const float* values = nullptr;   // (count, padded)
-  const int8_t* codes = nullptr;   // (count, padded), `apart` from each other
-  const float* scales = nullptr;   // (blocks, count), `step` from block to block
+  const int8_t* codes = nullptr;   // (room_for(count), padded), the Layout's token_bytes from each other
+  const float* scales = nullptr;   // (blocks, room_for(count)), `step` from block to block
   const int32_t* sums = nullptr;   // likewise, of the codes
   size_t step = 1;
 };
-
-// Tokens that codes, scales and sums have room for: kernels compute with what lies there in vain.
-constexpr size_t room_for(size_t count) { return count == 1 ? 1 : (count + 7) / 8 * 8; }
 
 }  // namespace paretobit

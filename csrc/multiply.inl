@@ -213,8 +213,8 @@ void one_token(const Matrix& m, const Inputs& in, size_t first, size_t last, flo
 // ---- several tokens
 
 constexpr size_t kMostQuads = 5 * kBlockUnits;
-constexpr size_t kTokens = 64;  // whose running sums of a tile are kept at hand
-constexpr size_t kFew = 16;     // tokens that take no longer than their codes take to come
+constexpr size_t kTokens = 64;     // whose running sums of a tile are kept at hand
+constexpr size_t kFarTokens = 16;  // that take no longer than their codes take to come
 
 template <Format kFormat, class TableOf, int kSets>
 PARETOBIT_INLINE void unpack_block(const uint8_t* codes, size_t units, const TableOf& table, Bytes planes[][kSets]) {
@@ -241,7 +241,7 @@ struct Block {
 // (kSets, kTokens). each(visit) shows visit(quad, its sets) every quad.
 template <int kTop, int kSets, int kCount, class Each>
 PARETOBIT_INLINE void add_tokens(const Block& b, const Layout& l, const Inputs& in, size_t token, Lanes* acc, Each&& each) {
-  const int8_t* codes = in.codes + b.column + token * l.apart;
+  const int8_t* codes = in.codes + b.column + token * l.token_bytes;
   const float* scales = in.scales + b.index * in.step + token;
   const int32_t* sums = in.sums + b.index * in.step + token;
   Sum sum[kCount][kSets];
@@ -250,7 +250,7 @@ PARETOBIT_INLINE void add_tokens(const Block& b, const Layout& l, const Inputs& 
   each([&](size_t quad, const Bytes* set) PARETOBIT_LAMBDA {
 #pragma GCC unroll 8
     for (int n = 0; n < kCount; ++n) {
-      const Quad four = load_quad(codes + size_t(n) * l.apart + 4 * quad);
+      const Quad four = load_quad(codes + size_t(n) * l.token_bytes + 4 * quad);
       for (int s = 0; s < kSets; ++s) add_dot<kTop>(sum[n][s], set[s], four);
       for (int s = 0; s < kSets; ++s) spill<kTop>(sum[n][s], int(quad) + 1);
     }
@@ -310,12 +310,12 @@ template <Format kFormat, class TableOf>
 PARETOBIT_INLINE void add_tile(const Block& b, const Layout& l, const Inputs& in, const TableOf& table, size_t start,
                                size_t count, Lanes* acc) {
   constexpr int kAll = tile_sets(kFormat);
-  // What comes next is asked for bit by bit: as many lines at once would wait for each other. Far ahead only where memory is
-  // what a block takes its time for.
+  // What comes next is asked for in parts, one before each eight tokens: as many lines at once would wait for each other. Far
+  // ahead only where memory is what a block takes its time for.
   const size_t lines = b.units * unit_vectors(kFormat), near = std::max(kNear, lines * kVector);
   const auto fetch = [&](size_t n, size_t step) PARETOBIT_LAMBDA {
-    for (size_t line = lines * n / count, end = lines * (n + step) / count; line < end; ++line) {
-      if (count <= kFew) __builtin_prefetch(b.codes + line * kVector + kFar, 0, 2);
+    for (size_t line = lines * n / count, end = lines * std::min(n + step, count) / count; line < end; ++line) {
+      if (count <= kFarTokens) __builtin_prefetch(b.codes + line * kVector + kFar, 0, 2);
       __builtin_prefetch(b.codes + line * kVector + near, 0, 3);
     }
   };
@@ -362,7 +362,7 @@ PARETOBIT_INLINE void meet_block(const Matrix& m, const Inputs& in, const TableO
 template <Format kFormat>
 PARETOBIT_INLINE void clear_sums(size_t count, Lanes* acc) {
   for (int set = 0; set < tile_sets(kFormat); ++set)
-    for (size_t n = 0; n < (count + 7) / 8 * 8; ++n) acc[size_t(set) * kTokens + n] = all(0.0f);
+    for (size_t n = 0; n < room_for(count); ++n) acc[size_t(set) * kTokens + n] = all(0.0f);
 }
 
 template <Format kFormat>
@@ -374,7 +374,7 @@ PARETOBIT_INLINE void store_sums(const Layout& l, size_t tile, size_t start, siz
 
 template <Format kFormat>
 void many_tokens(const Matrix& m, const Inputs& in, size_t first, size_t last, float* out, size_t stride) {
-  static_assert(kTokens % 8 == 0, "sums past the last token, computed in vain");
+  static_assert(kTokens % kAtOnce == 0, "sums past the last token, computed in vain");
   const auto table = load_table<kFormat>(m);
   Bytes planes[kMostQuads][tile_sets(kFormat)];
   Lanes acc[tile_sets(kFormat) * kTokens];

@@ -71,7 +71,7 @@ std::vector<Session::Set> Session::make_sets() const {
       if (sizes.size() < distinct.size()) sizes.emplace_back();
       Size& size = sizes[distinct.size() - 1];
       if (quantizes(l))
-        size.codes = std::max(size.codes, l.apart);
+        size.codes = std::max(size.codes, l.token_bytes);
       else
         size.values = std::max(size.values, l.padded);
       size.blocks = std::max(size.blocks, l.blocks);

@@ -70,12 +70,12 @@ void multiply(Reader& in, const Layout& l) {
   for (const std::string& isa : available()) {
     const Kernels& k = kernels(isa);
     Exact<float> out(count * stride), spread(count * l.padded), scales(step * l.blocks);
-    Exact<int8_t> quantized(step * l.apart);
+    Exact<int8_t> quantized(step * l.token_bytes);
     Exact<int32_t> sums(step * l.blocks);
     for (size_t t = 0; t < count; ++t) {
       k.spread(l, x.data() + t * l.columns, spread.data() + t * l.padded);
       if (!is_float(l.format))
-        k.quantize(l, x.data() + t * l.columns, quantized.data() + t * l.apart, scales.data() + t,
+        k.quantize(l, x.data() + t * l.columns, quantized.data() + t * l.token_bytes, scales.data() + t,
                    sums.data() + t, step);
     }
     if (values) k.multiply(m, {count, spread.data(), nullptr, nullptr, nullptr}, 0, l.tiles, out.data(), stride);

@@ -50,7 +50,7 @@ void product(const Kernels& k, const std::string& name, const Matrix& m, const T
                 [&](size_t first, size_t last) { k.multiply(m, in, first, last, parts.data(), stride); });
   if (std::memcmp(out.data(), parts.data(), 4 * out.size())) fail(k, name, "depends on how rows are split");
   for (size_t t = 0; t < tokens.count; ++t) {
-    const Inputs one{1, values ? in.values + t * l.padded : nullptr, values ? nullptr : in.codes + t * l.apart,
+    const Inputs one{1, values ? in.values + t * l.padded : nullptr, values ? nullptr : in.codes + t * l.token_bytes,
                      values ? nullptr : in.scales + t, values ? nullptr : in.sums + t, in.step};
     k.multiply(m, one, 0, l.tiles, alone.data() + t * stride, stride);
   }
@@ -93,6 +93,21 @@ void packed_cases(const Kernels& k, const Report& report) {
     }
 }
 
+// Every way through many tokens: few in two streams with a tile left over, eights with a rest, more than 64.
+void crowd_cases(const Kernels& k, const Report& report) {
+  for (const Format format : {Format::k3, Format::k8, Format::kT2, Format::kT4}) {
+    const Layout l(format, 130, 96, is_trellis(format) ? 96 : 32);
+    for (const size_t count : {2, 3, 4, 5, 8, 9, 15, 64, 65, 70}) {
+      const std::string name = describe(l) + "/" + std::to_string(count) + " tokens";
+      Random random(name);
+      const Packed packed = make_matrix(l, false, 0, Fill::random, random);
+      const Tokens tokens = make_tokens(l, count, Fill::random, random);
+      product(k, name + "/codes", packed.matrix, tokens, false, report);
+      if (count > 64) product(k, name + "/values", packed.matrix, tokens, true, report);
+    }
+  }
+}
+
 void float_cases(const Kernels& k, const Report& report) {
   for (const Format format : kFloats)
     for (size_t s = 0; s < std::size(kShapes); ++s) {
@@ -128,6 +143,7 @@ void activation_cases(const Kernels& k, const Report& report) {
 
 void run_cases(const Kernels& kernels, const Report& report) {
   packed_cases(kernels, report);
+  crowd_cases(kernels, report);
   float_cases(kernels, report);
   activation_cases(kernels, report);
   if (!kernels.attend) return;  // the plain loops

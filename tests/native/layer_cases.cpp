@@ -158,6 +158,7 @@ void layer_cases(const Kernels& k, const Report& report) {
   attend_case(k, 40, 4, 7, 60, 33, report);
   attend_case(k, 16, 1, 64, 100, 500, report);
   attend_case(k, 128, 5, 9, 0, 4, report);
+  attend_case(k, 96, 3, 2, 250, 200, report);  // values of a width that is not of whole fours of registers
   attend_case(k, 2, 2, 3, 63, 1, report);
   coded_case(k, Format::k8, 64, 3, 1, false, 1024, report);
   coded_case(k, Format::k4, 64, 3, 20, false, 1024, report);

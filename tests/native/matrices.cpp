@@ -90,7 +90,7 @@ Tokens make_tokens(const Layout& l, size_t count, Fill fill, Random& random) {
   Tokens tokens{count, {}, {}, {}, {}};
   tokens.values.resize(count * l.padded);
   const size_t step = room_for(count);
-  tokens.codes.resize(step * l.apart);
+  tokens.codes.resize(step * l.token_bytes);
   tokens.scales.resize(step * l.blocks);
   tokens.sums.resize(step * l.blocks);
   for (size_t t = 0; t < count; ++t) {
@@ -99,7 +99,7 @@ Tokens make_tokens(const Layout& l, size_t count, Fill fill, Random& random) {
       int code = int(random.below(255)) - 127;
       if (fill == Fill::ends) code = t % 2 ? -127 : 127;
       if (fill == Fill::extreme) code = c % 2 == t % 2 ? 127 : -127;
-      if (!is_float(l.format)) tokens.codes[t * l.apart + at] = int8_t(code);
+      if (!is_float(l.format)) tokens.codes[t * l.token_bytes + at] = int8_t(code);
       tokens.values[t * l.padded + at] = fill == Fill::tiny ? random.symmetric() * 0x1p-120f : random.spread();
     }
     for (size_t b = 0; b < l.blocks; ++b)
@@ -109,7 +109,7 @@ Tokens make_tokens(const Layout& l, size_t count, Fill fill, Random& random) {
       const size_t units = g + 1 == l.groups ? l.last_units : l.group_units, start = g * l.group_units;
       for (size_t u = 0; u < units; ++u)
         for (size_t i = 0; i < l.unit; ++i)
-          tokens.sums[(block + u / kBlockUnits) * step + t] += tokens.codes[t * l.apart + (start + u) * l.unit + i];
+          tokens.sums[(block + u / kBlockUnits) * step + t] += tokens.codes[t * l.token_bytes + (start + u) * l.unit + i];
       block += (units + kBlockUnits - 1) / kBlockUnits;
     }
   }

@@ -176,7 +176,7 @@ void multiply(const Matrix& m, const Inputs& in, size_t first, size_t last, floa
       float& to = out[t * stride + row];
       if (is_float(l.format)) to = float_product(m, in.values + t * l.padded, row);
       else if (in.values) to = value_product(m, in.values + t * l.padded, row);
-      else to = code_product(m, in.codes + t * l.apart, in.scales + t, in.step, row);
+      else to = code_product(m, in.codes + t * l.token_bytes, in.scales + t, in.step, row);
     }
 }
 
