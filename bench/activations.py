@@ -22,7 +22,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,6 @@ MODELS = ("demo:smollm2", "demo:gemma3")
 STATIC, TOKEN, GROUPED, BLOCK = SCHEMES = ("w8a8s", "w8a8", "w8g32a8", "w8g32a8g32")
 SMOOTH, AWQ, TURN = ("smoothquant",), ("awq",), ("rotate",)
 Q8_0 = "Q8_0 (blocks of 32)"
-PARTS = ("activations", "weights", "outliers")
 FAMILIES = ("llama", "gemma3_text")
 BROKEN, RESTORED = 2, 1.02  # perplexity, relative to the original's
 HEAD = "head_in"
@@ -117,23 +116,25 @@ class Bench:
         quality = f"{kl['mean']:.5f} ± {kl['stderr'] or 0:.5f} | {found.perplexity:.2f} | {same:.1%} | {seconds:.0f}"
         print(f"| {' | '.join(cells)} | {quality} |", flush=True)
 
-    def at_most(self, what: str, a: Comparison, b: Comparison, most: float) -> Line:
-        """The promise that the KL of a is at most so much of b's."""
+    def at_most(self, what: str, a: Comparison, b: Comparison, most: float | None) -> Line:
+        """The promise that the KL of a is at most so much of b's; no promise where that is None."""
         ratio = kl(a) / kl(b)
         gap = paired(a, b)
         shown = f"{ratio:.3f} × (paired {gap['kl_difference']:+.5f} ± {gap['kl_difference_stderr'] or 0:.5f})"
-        return Line(f"KL {what}, {self.source.name}", shown, f"≤ {most:g} ×", ratio <= most)
+        of = Line(f"KL {what}, {self.source.name}", shown)
+        return of if most is None else replace(of, wanted=f"≤ {most:g} ×", met=ratio <= most)
 
 
 def kl(found: Comparison) -> float:
+    """Mean, nats."""
     assert found.kl_divergence is not None
     return float(found.kl_divergence["mean"] or 0.0)
 
 
-def original(found: Comparison) -> float:
-    """Perplexity."""
+def relative(found: Comparison) -> float:
+    """Perplexity ÷ the original's."""
     assert found.reference_perplexity is not None
-    return found.reference_perplexity
+    return found.perplexity / found.reference_perplexity
 
 
 def activation_lines(bench: Bench) -> Iterator[Line]:
@@ -161,13 +162,10 @@ def activation_lines(bench: Bench) -> Iterator[Line]:
 
 def weight_lines(bench: Bench) -> Iterator[Line]:
     """AWQ before each rounding; nothing is promised of a trellis."""
-    for scheme, method in ((bench.given.awq, "rtn"), (bench.given.awq, "gptq"), (bench.given.trellis, "trellis")):
+    awq, trellis = bench.given.awq, bench.given.trellis
+    for scheme, method, most in ((awq, "rtn", 1), (awq, "gptq", 1), (trellis, "trellis", None)):
         plain, scaled = (bench.packed(scheme, method, transform) for transform in ((), AWQ))
-        line = bench.at_most(f"{scheme} awq+{method} ÷ {method}", scaled, plain, 1)
-        if method == "trellis":
-            print(f"\nfound  {line.what}: {line.found}")
-        else:
-            yield line
+        yield bench.at_most(f"{scheme} awq+{method} ÷ {method}", scaled, plain, most)
 
 
 def outlier_lines(given: argparse.Namespace, folder: Path) -> Iterator[Line]:
@@ -179,11 +177,14 @@ def outlier_lines(given: argparse.Namespace, folder: Path) -> Iterator[Line]:
         own = {"text": text, "calib": str(text), "tokens": 2048, "windows": 4}
         bench = Bench(str(model), argparse.Namespace(**vars(given) | own), folder)
         for scheme in (STATIC, TOKEN, BLOCK):
-            plain, smooth = (bench.packed(scheme, "rtn", transform) for transform in ((), SMOOTH))
-            found, restored = (made.perplexity / original(made) for made in (plain, smooth))
+            found, restored = (relative(bench.packed(scheme, "rtn", transform)) for transform in ((), SMOOTH))
             what = f"perplexity ÷ the original's, {scheme}, outliers planted in {family}"
             yield Line(what, f"{found:.3f} ×", f"≥ {BROKEN:g} ×", found >= BROKEN)
             yield Line(f"{what}, smoothed", f"{restored:.3f} ×", f"≤ {RESTORED:g} ×", restored <= RESTORED)
+
+
+MODEL_PARTS = {"activations": activation_lines, "weights": weight_lines}
+PARTS = (*MODEL_PARTS, "outliers")
 
 
 def main() -> None:
@@ -200,11 +201,13 @@ def main() -> None:
     given = parser.parse_args()
     parts, lines = given.only.split(","), list[Line]()
     with tempfile.TemporaryDirectory() as folder:
-        for model in given.models if {"activations", "weights"} & set(parts) else ():
+        asked = [of_model for part, of_model in MODEL_PARTS.items() if part in parts]
+        for model in given.models if asked else ():
             bench = Bench(model, given, given.keep or Path(folder))
-            lines += activation_lines(bench) if "activations" in parts else ()
-            lines += weight_lines(bench) if "weights" in parts else ()
-        lines += outlier_lines(given, Path(folder)) if "outliers" in parts else ()
+            for of_model in asked:
+                lines += of_model(bench)
+        if "outliers" in parts:
+            lines += outlier_lines(given, Path(folder))
     print("", *lines, sep="\n")
 
 

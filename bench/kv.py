@@ -1,25 +1,29 @@
 """The small key-value cache against the one in fp16: divergence, memory, speed of decoding. One line a promise.
 
     python -m bench.kv [MODEL ...] [--to w8] [--kv 8 --kv 4p ...] [--contexts 512,2048,8192] [--windows 8]
-                       [--text FILE] [--activations int8] [--rounds 5] [--only divergence,memory,speed]
+                       [--text FILE] [--activations int8] [--rounds 5] [--only divergence,memory,speed,outliers]
 
 MODEL: demo:smollm2 and demo:gemma3 by default, packed on --to once, or a packed folder. A window is as long as the
 context, and its last 255 tokens count: KL of the next token's distribution to the one that the same packed model has
 with all keys and values in fp16, mean ± standard error over windows. Text: by default the demo's held-out one. Decoding
 is timed at the largest context, in turns, with each cache filled once. Nothing else may be running then.
+
+"outliers" measures no MODEL but a tiny one of its own with random weights, whose keys get two channels of every head 16
+times as large, and queries so much smaller there (tests/outliers.py).
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from bench.peers.llama_cpp import packed
 from bench.runtime import Line
-from paretobit import hardware, open_model
+from paretobit import hardware, open_model, quantize
 from paretobit.artifact import Artifact
 from paretobit.checkpoint.demo_text import held_out_text
 from paretobit.evals.latency import token_ids
@@ -28,14 +32,19 @@ from paretobit.kv import cache_bytes, parse
 from paretobit.runtime.session import Session
 from paretobit.runtime.tokenizer import Tokenizer
 from paretobit.speed import Spread
+from tests.checkpoints import tiny_llama_folder
+from tests.outliers import planted_keys
 
 MODELS = ("demo:smollm2", "demo:gemma3")
 SCHEMES = ("8", "4", "4p", "4c", "3", "2", "2p")
-PARTS = ("divergence", "memory", "speed")
+MODEL_PARTS = ("divergence", "memory", "speed")
+PARTS = (*MODEL_PARTS, "outliers")
 SCORED = 255
 LONG = 8192  # tokens, for which memory is promised
 TOKENS = 32  # decoded in a round, and taken back
 ROWS = 16  # distributions worked out at once
+TIMES, PLANTED = 16, 8  # as large are outliers; windows they are measured on
+TABLE = "| model | tokens | cache | KL to fp16 | same top-1 |\n|---|---|---|---|---|"
 
 
 def divergence(exact: np.ndarray, found: np.ndarray) -> tuple[float, float]:  # (t, vocab) each
@@ -71,17 +80,22 @@ def divergence_lines(artifact: Artifact, given: argparse.Namespace) -> Iterator[
     for context in contexts(artifact, given.contexts):
         found = measured(sessions, encode_windows(tokenizer, text, context, given.windows))
         for name, values in found.items():
-            error = values[:, 0].std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-            kl, same = values.mean(0)
-            yield f"| {artifact.name} | {context} | {name} | {kl:.5f} ± {error:.5f} | {same:.1%} |"
+            yield row(artifact.name, context, name, values)
         for bits in ("4", "2"):
             if {bits, f"{bits}p"} <= set(found):
-                yield str(judge_rotation(artifact.name, context, found[bits][:, 0], found[f"{bits}p"][:, 0]))
+                yield str(judge_rotation(artifact.name, context, found, bits))
 
 
-def judge_rotation(model: str, context: int, rotated: np.ndarray, plain: np.ndarray) -> Line:
-    ratio = float(rotated.mean() / plain.mean())
-    return Line(f"KL rotated ÷ plain, {model}, {context} tokens", f"{ratio:.2f} ×", "≤ 1 ×", ratio <= 1)
+def row(model: str, context: int, kv: str, values: np.ndarray) -> str:  # (windows, 2)
+    error = values[:, 0].std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    kl, same = values.mean(0)
+    return f"| {model} | {context} | {kv} | {kl:.5f} ± {error:.5f} | {same:.1%} |"
+
+
+def judge_rotation(model: str, context: int, found: Mapping[str, np.ndarray], bits: str, most: float = 1) -> Line:
+    rotated, plain = (float(found[bits + how][:, 0].mean()) for how in ("", "p"))
+    what = f"KL {bits} bits rotated ÷ not, {model}, {context} tokens"
+    return Line(what, f"{rotated / plain:.2f} ×", f"≤ {most:.2g} ×", rotated <= most * plain)
 
 
 def contexts(artifact: Artifact, asked: Sequence[int]) -> list[int]:
@@ -126,6 +140,21 @@ def speed_lines(artifact: Artifact, schemes: Sequence[str], context: int, rounds
         yield Line(what, f"{ratio.text(2)} × at {tokens.text()} tokens/s", f"≥ {wanted:g} ×", ratio.median >= wanted)
 
 
+def outlier_lines(folder: Path) -> Iterator[str]:
+    """What rotation makes of planted outliers of keys, where nothing else is rounded."""
+    plain = tiny_llama_folder(folder / "plain", head_dim=64, num_key_value_heads=4)
+    for model in (plain, planted_keys(folder / "outliers", plain, TIMES)):
+        packed = quantize(str(model), to="bf16", method="rtn", out=str(folder / f"{model.name}-packed"))
+        artifact = Artifact(packed.path)
+        windows = np.random.default_rng(0).integers(0, artifact.arch.vocab, (PLANTED, 2 * SCORED))
+        sessions = {kv: Session(artifact, None, "fp32", kv=kv) for kv in ("16", "4", "4p", "3", "3p")}
+        found = measured(sessions, windows)
+        for name, values in found.items():
+            yield row(model.name, windows.shape[1], name, values)
+    for bits in ("4", "3"):  # of the model with outliers, the last one
+        yield str(judge_rotation(model.name, windows.shape[1], found, bits, 1 / 3))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL")
@@ -140,11 +169,11 @@ def main() -> None:
     given = parser.parse_args()
     given.kv, given.contexts = given.kv or SCHEMES, [int(n) for n in given.contexts.split(",")]
     parts = given.only.split(",")
-    for model in given.models:
+    for model in given.models if set(parts) & set(MODEL_PARTS) else ():
         source = Path(model)
         found = Artifact(source) if (source / "plan.json").exists() else packed(model, open_model(model), given.to)
         if "divergence" in parts:
-            print("| model | tokens | cache | KL to fp16 | same top-1 |\n|---|---|---|---|---|")
+            print(TABLE)
             for line in divergence_lines(found, given):
                 print(line, flush=True)
         if "memory" in parts:
@@ -152,6 +181,11 @@ def main() -> None:
         if "speed" in parts:
             for shown in speed_lines(found, given.kv, contexts(found, given.contexts)[-1], given.rounds):
                 print(shown, flush=True)
+    if "outliers" in parts:
+        print(TABLE)
+        with tempfile.TemporaryDirectory() as folder:
+            for line in outlier_lines(Path(folder)):
+                print(line, flush=True)
 
 
 if __name__ == "__main__":

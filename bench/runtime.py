@@ -51,14 +51,16 @@ BARE = (
 
 @dataclass(frozen=True)
 class Line:
-    """A promise: `found` against `wanted`, at least or at most."""
+    """A promise: `found` against `wanted`, at least or at most; or, without `wanted`, only what was found."""
 
     what: str
     found: str
-    wanted: str
-    met: bool
+    wanted: str = ""
+    met: bool = False
 
     def __str__(self) -> str:
+        if not self.wanted:
+            return f"found  {self.what}: {self.found}"
         return f"{'met   ' if self.met else 'MISSED'} {self.what}: {self.found}, wanted {self.wanted}"
 
 

@@ -124,7 +124,8 @@ struct Matrix {
 // Kernels take int8 activations of so many tokens at once: they read those of up to seven that follow the last one, whatever
 // lies there, and keep nothing of what comes of it. Codes, scales and sums must have room for them.
 constexpr size_t kAtOnce = 8;
-constexpr size_t room_for(size_t count) { return count == 1 ? 1 : (count + kAtOnce - 1) / kAtOnce * kAtOnce; }
+constexpr size_t in_eights(size_t count) { return (count + kAtOnce - 1) / kAtOnce * kAtOnce; }
+constexpr size_t room_for(size_t count) { return count == 1 ? 1 : in_eights(count); }
 
 // Activations of `count` tokens, laid out for one Layout's columns. Codes, scales and sums of int8 activations, or
 // values of float32 ones; the other is null.

@@ -358,11 +358,12 @@ PARETOBIT_INLINE void meet_block(const Matrix& m, const Inputs& in, const TableO
   add_tile<kFormat>(b, l, in, table, start, count, acc);
 }
 
-// Sums (row sets, kTokens) of a tile and tokens [start, start + count).
+// Sums (row sets, kTokens) of a tile and tokens [start, start + count), and of those that are read past them.
 template <Format kFormat>
 PARETOBIT_INLINE void clear_sums(size_t count, Lanes* acc) {
+  static_assert(kTokens % kAtOnce == 0, "sums past the last token, computed in vain");
   for (int set = 0; set < tile_sets(kFormat); ++set)
-    for (size_t n = 0; n < room_for(count); ++n) acc[size_t(set) * kTokens + n] = all(0.0f);
+    for (size_t n = 0; n < in_eights(count); ++n) acc[size_t(set) * kTokens + n] = all(0.0f);
 }
 
 template <Format kFormat>
@@ -374,7 +375,6 @@ PARETOBIT_INLINE void store_sums(const Layout& l, size_t tile, size_t start, siz
 
 template <Format kFormat>
 void many_tokens(const Matrix& m, const Inputs& in, size_t first, size_t last, float* out, size_t stride) {
-  static_assert(kTokens % kAtOnce == 0, "sums past the last token, computed in vain");
   const auto table = load_table<kFormat>(m);
   Bytes planes[kMostQuads][tile_sets(kFormat)];
   Lanes acc[tile_sets(kFormat) * kTokens];
@@ -390,11 +390,12 @@ void many_tokens(const Matrix& m, const Inputs& in, size_t first, size_t last, f
   }
 }
 
-// Few tokens wait for memory as one does: two streams, the halves of the range, block by block in turns. A trellis takes longer
-// to unpack, so it waits with fewer.
+// So many tokens wait for memory as one does; a trellis takes longer to unpack, so it waits with fewer.
 template <Format kFormat>
 constexpr size_t kWaiting = is_trellis(kFormat) ? 4 : 8;
 
+// Two streams, the halves of the range, block by block in turns. Apart from multiply_as, because compilers that put both
+// loops into one function leave each with fewer registers.
 template <Format kFormat>
 PARETOBIT_APART void few_tokens(const Matrix& m, const Inputs& in, size_t first, size_t last, float* out, size_t stride) {
   constexpr size_t kStreams = 2;
@@ -434,12 +435,11 @@ void float_tokens(const Matrix& m, const Inputs& in, size_t first, size_t last, 
   constexpr int kAll = tile_sets(kFormat);
   const auto table = load_table<kFormat>(m);
   Bytes planes[kMostQuads][kAll];
-  Lanes w[4 * kMostQuads], acc[kAll][kTokens];
+  Lanes w[4 * kMostQuads], acc[kAll * kTokens];
   for (size_t tile = first; tile < last; ++tile) {
     for (size_t start = 0; start < in.count; start += kTokens) {
       const size_t count = std::min(kTokens, in.count - start);
-      for (auto& set : acc)
-        for (size_t n = 0; n < count; ++n) set[n] = all(0.0f);
+      clear_sums<kFormat>(count, acc);
       each_block(l, [&](size_t g, size_t units, size_t unit, size_t) PARETOBIT_LAMBDA {
         const auto group = load_group<kFormat>(m, tile, g);
         unpack_block<kFormat>(m.codes + tile * l.tile_bytes + unit * unit_vectors(kFormat) * kVector, units, table,
@@ -447,17 +447,17 @@ void float_tokens(const Matrix& m, const Inputs& in, size_t first, size_t last, 
         const size_t quads = units * Unit<kFormat>::kQuads;
         for (int set = 0; set < kAll; ++set) {
           subtract_zero<kAll>(planes, set, quads, group.zero[set], w);
+          Lanes* sums = acc + size_t(set) * kTokens;
           for (size_t n = 0; n < count; ++n) {
             const float* x = in.values + (start + n) * l.padded + unit * l.unit;
             Lanes part[4] = {all(0.0f), all(0.0f), all(0.0f), all(0.0f)};
             for (size_t c = 0; c < 4 * quads; c += 4)
               for (int k = 0; k < 4; ++k) part[k] = part[k] + w[c + size_t(k)] * all(x[c + size_t(k)]);
-            acc[set][n] = acc[set][n] + ((part[0] + part[1]) + (part[2] + part[3])) * group.scale[set];
+            sums[n] = sums[n] + ((part[0] + part[1]) + (part[2] + part[3])) * group.scale[set];
           }
         }
       });
-      for (size_t n = 0; n < count; ++n)
-        store_rows<kAll>(acc[0] + n, kTokens, l.rows - tile * l.tile, out + (start + n) * stride + tile * l.tile);
+      store_sums<kFormat>(l, tile, start, count, acc, out, stride);
     }
   }
 }

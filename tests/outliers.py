@@ -1,4 +1,4 @@
-"""A tiny model that has learned its text, and the same function with outlier channels planted in its activations."""
+"""A tiny model that has learned its text, and functions with outliers planted in activations or keys."""
 
 from __future__ import annotations
 
@@ -74,4 +74,16 @@ def planted(path: Path, model: Path, channels: int = 2, times: float = TIMES) ->
                 norm[chosen] = (norm[chosen] + offset) * np.float32(times) - offset
                 for name in tap.consumers:
                     weights[name][:, chosen] /= np.float32(times)
+    return write_model(path, source.config, weights)
+
+
+def planted_keys(path: Path, model: Path, times: float) -> Path:
+    """`model` with keys `times` as large in two channels of every head, which rotary embedding turns into each other,
+    and queries so much smaller there. `times` is a power of two."""
+    source = open_model(str(model))
+    weights, dim = {name: source.read(name) for name in source.names()}, source.arch.head_dim
+    for layer in range(source.arch.layers):
+        for part, scale in (("k_proj", times), ("q_proj", 1 / times)):
+            heads = weights[f"model.layers.{layer}.self_attn.{part}.weight"].reshape(-1, dim, source.arch.hidden)
+            heads[:, [5, 5 + dim // 2]] *= np.float32(scale)
     return write_model(path, source.config, weights)

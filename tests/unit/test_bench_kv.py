@@ -35,13 +35,27 @@ def test_every_part_prints_its_lines(
     text = tmp_path / "text.txt"
     text.write_text(CORPUS * 20)
     words = ("kv", packed.folder, "--text", text, "--contexts", "300,512,8192", "--windows", 2, "--rounds", 2)
-    monkeypatch.setattr(sys, "argv", [*map(str, words), "--kv", "8", "--kv", "4", "--kv", "4p"])
+    asked = ("--kv", "8", "--kv", "4", "--kv", "4p", "--only", "divergence,memory,speed")
+    monkeypatch.setattr(sys, "argv", [*map(str, words), *asked])
     kv.main()
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split(" | ") for line in lines if line.startswith(f"| {packed.name}")]
     assert [row[1:3] for row in rows] == [[c, s] for c in ("300", "512") for s in ("8", "4", "4p")]  # 8192 is too long
     assert float(rows[0][3].split()[0]) < float(rows[1][3].split()[0])
     judged = [line for line in lines if line.startswith(("met", "MISSED"))]
-    assert sum("KL rotated" in line for line in judged) == 2
+    assert sum("bits rotated" in line for line in judged) == 2
     assert sum("cache" in line and "8192 tokens" in line for line in judged) == 3
     assert sum("decoding with" in line and "512 tokens" in line for line in judged) == 3
+
+
+def test_planted_outliers_are_judged(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["kv", "--only", "outliers"])
+    monkeypatch.setattr(kv, "PLANTED", 2)
+    kv.main()
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split(" | ") for line in lines if line.startswith(("| plain", "| outliers"))]
+    found = {(row[0][2:], row[2]): float(row[3].split()[0]) for row in rows}
+    judged = [line for line in lines if line.startswith(("met", "MISSED"))]
+    for bits, line in zip("43", judged, strict=True):
+        ratio = found["outliers", bits] / found["outliers", f"{bits}p"]
+        assert line.startswith("met") and float(line.split(": ")[1].split()[0]) == pytest.approx(ratio, abs=6e-3)

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file, save_file
 
 from paretobit.arch.resolve import known
 from paretobit.artifact import Artifact
 from paretobit.kv import parse
 from paretobit.runtime.session import Session
 from tests.checkpoints import tiny_llama_folder
+from tests.outliers import planted_keys
 from tests.packed import FAMILIES, Reference, Shelf
 
 TOKENS = 260  # five blocks: the last tokens read up to three as codes
@@ -95,22 +95,10 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
-def planted(shelf: Shelf, where: Path, factor: int) -> Artifact:
-    """A tiny llama whose keys are `factor` times as large in two channels of every head, which rotary embedding turns
-    into each other, and whose queries are so much smaller there: the same function."""
-    folder = tiny_llama_folder(where / "model", **PLANTED)
-    weights = load_file(folder / "model.safetensors")
-    for name, values in weights.items():
-        for part, scale in (("k_proj", factor), ("q_proj", 1 / factor)):
-            if part in name:
-                heads = values.reshape(-1, 64, values.shape[1])
-                heads[:, [5, 5 + 32]] *= np.float32(scale)
-    save_file(weights, folder / "model.safetensors")
-    return shelf.quantize(folder, where, to="bf16", method="rtn")
-
-
 def test_rotation_spreads_outliers_of_keys(shelf: Shelf, tmp_path: Path) -> None:
-    plain, spoiled = planted(shelf, tmp_path / "plain", 1), planted(shelf, tmp_path / "spoiled", 16)
+    model = tiny_llama_folder(tmp_path / "model", **PLANTED)
+    folders = model, planted_keys(tmp_path / "outliers", model, 16)
+    plain, spoiled = (shelf.quantize(folder, folder, to="bf16", method="rtn") for folder in folders)
     tokens = tokens_of(plain, 400)
     same = (Session(source, 2, "fp32").logits(tokens) for source in (plain, spoiled))
     assert next(same).tobytes() == next(same).tobytes()
