@@ -1,7 +1,7 @@
 """Models born quantized: one small decoder trained from nothing at every width, on the same tokens in the same order.
 
     python -m bench.born [--widths fp32 w4 w3 w2 w1.58 w1] [--steps 400] [--batch 4] [--data leads|FILE] [--text FILE]
-                         [--budget w2] [--rate 0.002] [--windows 200] [--known] [--draw FOLDER]
+                         [--budget w1] [--rate 0.001] [--windows 200] [--known] [--draw FOLDER]
 
 Every width is trained twice: with the parameters of the default new model (6 blocks, 256 wide, bytes as tokens: 4.9 M),
 and with as many as fit into the bytes that this model takes at --budget. Seed, data, order and steps are the same in
@@ -178,8 +178,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--data", default="leads")
     parser.add_argument("--text", type=Path, help="held-out text (default: the demo's)")
-    parser.add_argument("--budget", default="w2", choices=WIDTHS, help="whose bytes all get")
-    parser.add_argument("--rate", type=float, default=2e-3, help="the learning rate that is tried first")
+    parser.add_argument("--budget", default="w1", choices=WIDTHS, help="whose bytes all get")
+    parser.add_argument("--rate", type=float, default=1e-3, help="the learning rate that is tried first")
     parser.add_argument("--windows", type=int, default=200)
     parser.add_argument("--known", action="store_true", help="train nothing: print what is known")
     parser.add_argument("--draw", help="folder for the picture")

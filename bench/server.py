@@ -3,10 +3,11 @@
     python -m bench.server OUT [--against FILE.gguf|URL] [--minutes 10 --clients 64] [--only throughput,guesses,load]
 
 Run it from the repository's root with nothing else running. The server is a process of its own, clients are threads of
-this one. --against: a GGUF of as many bits (bench.peers.llama_cpp makes them), for which llama.cpp's own server is
-built once and run with as many slots and threads as ours, or any other OpenAI-compatible server of the same machine; it
-takes turns with ours, and both stay loaded. Under load every finished answer is compared with the one that the same
-model gives alone, a fifth of the clients leave in the middle, a tenth send nonsense, and memory is watched.
+this one. --against: a GGUF of as many bits (`paretobit export OUT --to gguf --lossy` makes one), for which llama.cpp's
+own server is built once and run with as many slots and threads as ours, or any other OpenAI-compatible server of the
+same machine; it takes turns with ours, and both stay loaded. Under load every finished answer is compared with the one
+that the same model gives alone, a fifth of the clients leave in the middle, a tenth send nonsense, and memory is
+watched.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from paretobit.runtime.sampler import Sampling
 
 SLOTS, TOKENS, CONTEXT = 8, 128, 1024
 EVENT = b"data: {"
+PROMPTS = 1000  # different ones under load: each is answered alone too, which takes longer than together
 SHARE, RIVAL, FLAT = 0.7, 1.2, 0.05
 PARTS = ("throughput", "guesses", "load")
 SUBJECTS = (
@@ -246,6 +248,11 @@ def guesses(out: str, draft: str | None, rounds: int) -> None:
         )
 
 
+def some_prompt(number: int) -> str:
+    chance = random.Random(number)
+    return " ".join(chance.choices(SUBJECTS, k=chance.randrange(1, 60)))
+
+
 class Load:
     """Clients that come, go and send nonsense, until the time is over."""
 
@@ -278,7 +285,7 @@ class Load:
         while time.monotonic() < self._end:
             time.sleep(chance.expovariate(2))
             kind = chance.random()
-            prompt = " ".join(chance.choices(SUBJECTS, k=chance.randrange(1, 60)))
+            prompt = some_prompt(chance.randrange(PROMPTS))
             most = chance.choice((8, 32, 64))
             try:
                 if kind < 0.1:

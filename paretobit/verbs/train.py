@@ -187,11 +187,9 @@ def tokens_of(data: str) -> int:
 def default_rate(plan: Plan, new: bool) -> float:
     """Published for long runs: 2e-5 to 2 bits and 1e-5 above (arXiv 2502.02631). Short ones, which docs/qat.md is
     about, want more; a new model has everything to learn, and affine grids of few bits have much."""
-    if new:
-        return 2e-3
     coarsest = min((layer.scheme.weight for layer in plan.layers.values()), key=lambda grid: grid.bits,
                    default=parse("bf16").weight)  # fmt: skip
-    return 1e-3 if coarsest.bits <= 2 and coarsest.kind == "affine" else 5e-4
+    return 1e-3 if new or (coarsest.bits <= 2 and coarsest.kind == "affine") else 5e-4
 
 
 def run(job: Job, recipe: Recipe, start: str, data: str, out: Path, overwrite: bool) -> Fit:
