@@ -97,8 +97,8 @@ def size(of: dict[str, object], scheme: str) -> int:
 
 def fitting(nbytes: int, scheme: str) -> dict[str, object]:
     """The config nearest to so many bytes, its MLP as near as can be to 8/3 of its width."""
-    usual = [width for width in range(HEAD, 1024, HEAD) if size(config(width), scheme) < 1.3 * nbytes]
-    tried = [config(width, mlp) for width in usual[-2:] or [HEAD] for mlp in range(2 * width, 4 * width, HEAD // 2)]
+    widths = [width for width in range(HEAD, 1024, HEAD) if size(config(width, HEAD // 2), scheme) < nbytes]
+    tried = [config(width, mlp) for width in widths or [HEAD] for mlp in range(HEAD // 2, 12 * width, HEAD // 2)]
 
     def miss(of: dict[str, object]) -> tuple[bool, float]:
         ratio = int(str(of["intermediate_size"])) / int(str(of["hidden_size"]))
