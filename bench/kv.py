@@ -32,7 +32,6 @@ from paretobit.kv import cache_bytes, parse
 from paretobit.runtime.session import Session
 from paretobit.runtime.tokenizer import Tokenizer
 from paretobit.speed import Spread
-from tests.checkpoints import tiny_llama_folder
 from tests.outliers import planted_keys
 
 MODELS = ("demo:smollm2", "demo:gemma3")
@@ -141,18 +140,21 @@ def speed_lines(artifact: Artifact, schemes: Sequence[str], context: int, rounds
 
 
 def outlier_lines(folder: Path) -> Iterator[str]:
-    """What rotation makes of planted outliers of keys, where nothing else is rounded."""
-    plain = tiny_llama_folder(folder / "plain", head_dim=64, num_key_value_heads=4)
-    for model in (plain, planted_keys(folder / "outliers", plain, TIMES)):
-        packed = quantize(str(model), to="bf16", method="rtn", out=str(folder / f"{model.name}-packed"))
-        artifact = Artifact(packed.path)
-        windows = np.random.default_rng(0).integers(0, artifact.arch.vocab, (PLANTED, 2 * SCORED))
-        sessions = {kv: Session(artifact, None, "fp32", kv=kv) for kv in ("16", "4", "4p", "3", "3p")}
-        found = measured(sessions, windows)
-        for name, values in found.items():
-            yield row(model.name, windows.shape[1], name, values)
-    for bits in ("4", "3"):  # of the model with outliers, the last one
-        yield str(judge_rotation(model.name, windows.shape[1], found, bits, 1 / 3))
+    """What rotation makes of planted outliers of keys."""
+    plain, spoiled = planted_keys(folder, TIMES)
+    without, found = cache_alone(plain), cache_alone(spoiled)
+    for model, figures in ((plain, without), (spoiled, found)):
+        for name, values in figures.items():
+            yield row(model.name, 2 * SCORED, name, values)
+    for bits in ("4", "3"):
+        yield str(judge_rotation(spoiled.name, 2 * SCORED, found, bits, 1 / 3))
+
+
+def cache_alone(model: Path) -> dict[str, np.ndarray]:  # (windows, 2) each
+    """`measured` of random tokens, where nothing but the cache is rounded."""
+    artifact = Artifact(quantize(str(model), to="bf16", method="rtn", out=str(model / "packed")).path)
+    windows = np.random.default_rng(0).integers(0, artifact.arch.vocab, (PLANTED, 2 * SCORED))
+    return measured({kv: Session(artifact, None, "fp32", kv=kv) for kv in ("16", "4", "4p", "3", "3p")}, windows)
 
 
 def main() -> None:

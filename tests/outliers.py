@@ -15,7 +15,7 @@ from paretobit.checkpoint import open_model
 from paretobit.compress.model import Decoder
 from paretobit.runtime.tokenizer import Tokenizer
 from paretobit.tensorfile import TensorWriter
-from tests.checkpoints import CORPUS, tiny_config, write_tokenizer
+from tests.checkpoints import CORPUS, tiny_config, tiny_llama_folder, write_tokenizer
 
 WINDOW, BATCH, STEPS, RATE = 64, 6, 80, 6e-3
 TIMES = 256.0  # a power of two: planting changes no bit of the function where norms have no offset
@@ -77,13 +77,14 @@ def planted(path: Path, model: Path, channels: int = 2, times: float = TIMES) ->
     return write_model(path, source.config, weights)
 
 
-def planted_keys(path: Path, model: Path, times: float) -> Path:
-    """`model` with keys `times` as large in two channels of every head, which rotary embedding turns into each other,
-    and queries so much smaller there. `times` is a power of two."""
-    source = open_model(str(model))
+def planted_keys(folder: Path, times: float) -> tuple[Path, Path]:
+    """A tiny llama with random weights, and the same function with keys `times` as large in two channels of every head,
+    which rotary embedding turns into each other, and queries so much smaller there. `times` is a power of two."""
+    plain = tiny_llama_folder(folder / "plain", head_dim=64, num_key_value_heads=4)
+    source = open_model(str(plain))
     weights, dim = {name: source.read(name) for name in source.names()}, source.arch.head_dim
     for layer in range(source.arch.layers):
         for part, scale in (("k_proj", times), ("q_proj", 1 / times)):
             heads = weights[f"model.layers.{layer}.self_attn.{part}.weight"].reshape(-1, dim, source.arch.hidden)
             heads[:, [5, 5 + dim // 2]] *= np.float32(scale)
-    return write_model(path, source.config, weights)
+    return plain, write_model(folder / "outliers", source.config, weights)

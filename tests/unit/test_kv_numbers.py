@@ -13,13 +13,11 @@ from paretobit.arch.resolve import known
 from paretobit.artifact import Artifact
 from paretobit.kv import parse
 from paretobit.runtime.session import Session
-from tests.checkpoints import tiny_llama_folder
 from tests.outliers import planted_keys
 from tests.packed import FAMILIES, Reference, Shelf
 
 TOKENS = 260  # five blocks: the last tokens read up to three as codes
 WIDE = {"sliding_window": 150}  # windows begin inside a block of codes
-PLANTED = {"head_dim": 64, "num_key_value_heads": 4}
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +94,8 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def test_rotation_spreads_outliers_of_keys(shelf: Shelf, tmp_path: Path) -> None:
-    model = tiny_llama_folder(tmp_path / "model", **PLANTED)
-    folders = model, planted_keys(tmp_path / "outliers", model, 16)
-    plain, spoiled = (shelf.quantize(folder, folder, to="bf16", method="rtn") for folder in folders)
+    models = planted_keys(tmp_path, 16)
+    plain, spoiled = (shelf.quantize(model, model, to="bf16", method="rtn") for model in models)
     tokens = tokens_of(plain, 400)
     same = (Session(source, 2, "fp32").logits(tokens) for source in (plain, spoiled))
     assert next(same).tobytes() == next(same).tobytes()
