@@ -429,17 +429,19 @@ PARETOBIT_INLINE void subtract_zero(const Bytes planes[][kSets], int set, size_t
   }
 }
 
+// Keeps its sums by itself: with clear_sums and store_sums one token takes 2 % longer.
 template <Format kFormat>
 void float_tokens(const Matrix& m, const Inputs& in, size_t first, size_t last, float* out, size_t stride) {
   const Layout& l = m.layout;
   constexpr int kAll = tile_sets(kFormat);
   const auto table = load_table<kFormat>(m);
   Bytes planes[kMostQuads][kAll];
-  Lanes w[4 * kMostQuads], acc[kAll * kTokens];
+  Lanes w[4 * kMostQuads], acc[kAll][kTokens];
   for (size_t tile = first; tile < last; ++tile) {
     for (size_t start = 0; start < in.count; start += kTokens) {
       const size_t count = std::min(kTokens, in.count - start);
-      clear_sums<kFormat>(count, acc);
+      for (auto& set : acc)
+        for (size_t n = 0; n < count; ++n) set[n] = all(0.0f);
       each_block(l, [&](size_t g, size_t units, size_t unit, size_t) PARETOBIT_LAMBDA {
         const auto group = load_group<kFormat>(m, tile, g);
         unpack_block<kFormat>(m.codes + tile * l.tile_bytes + unit * unit_vectors(kFormat) * kVector, units, table,
@@ -447,17 +449,17 @@ void float_tokens(const Matrix& m, const Inputs& in, size_t first, size_t last, 
         const size_t quads = units * Unit<kFormat>::kQuads;
         for (int set = 0; set < kAll; ++set) {
           subtract_zero<kAll>(planes, set, quads, group.zero[set], w);
-          Lanes* sums = acc + size_t(set) * kTokens;
           for (size_t n = 0; n < count; ++n) {
             const float* x = in.values + (start + n) * l.padded + unit * l.unit;
             Lanes part[4] = {all(0.0f), all(0.0f), all(0.0f), all(0.0f)};
             for (size_t c = 0; c < 4 * quads; c += 4)
               for (int k = 0; k < 4; ++k) part[k] = part[k] + w[c + size_t(k)] * all(x[c + size_t(k)]);
-            sums[n] = sums[n] + ((part[0] + part[1]) + (part[2] + part[3])) * group.scale[set];
+            acc[set][n] = acc[set][n] + ((part[0] + part[1]) + (part[2] + part[3])) * group.scale[set];
           }
         }
       });
-      store_sums<kFormat>(l, tile, start, count, acc, out, stride);
+      for (size_t n = 0; n < count; ++n)
+        store_rows<kAll>(acc[0] + n, kTokens, l.rows - tile * l.tile, out + (start + n) * stride + tile * l.tile);
     }
   }
 }
