@@ -2,7 +2,7 @@
 
     python -m bench.frontier demo:smollm2 demo:gemma3 [--only ours|FAMILY] [--calib self|leads|FILE]
                              [--tokens 32768] [--text FILE] [--windows 80] [--point NAME ...] [--again]
-                             [--pair A B ...] [--draw FOLDER] [--json]
+                             [--pair A B ...] [--rows FILE] [--beside DOCUMENT] [--draw FOLDER] [--json]
 
 Contestants are listed in bench/frontier_points.py: paretobit's methods, embedding included, and llama.cpp's types with
 an importance matrix. All calibrate on the same tokens (leads: articles like those held out, but others), and our
@@ -13,8 +13,10 @@ What is measured is remembered window by window in the cache folder (frontier/ro
 more windows, only measures what is missing; --again makes the chosen points anew. `*` marks a row made by another state
 of paretobit's sources. `○` marks a grid of 4 bits and more with groups of at most 32: the demo models were dequantized
 from such grids, so these rows show how well the source's own levels are found again, and they stay out of the frontier.
-Ends with what the table says on the acceptance bars of bench/frontier_report.py. --draw writes frontier-MODEL.svg
-(needs matplotlib). --known measures nothing and prints what is known.
+Ends with what the table says on the acceptance bars of bench/frontier_report.py, and, where models were planned, how
+they compare with all blocks on one scheme (bench/frontier_planned.py; --beside: and with llama.cpp's types as a
+document's table has them). --draw writes frontier-MODEL.svg, or planned-MODEL.svg (needs matplotlib). --rows keeps what
+is measured in a file, instead of in the cache. --known measures nothing and prints what is known.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ import os
 import sys
 from pathlib import Path
 
-from bench.frontier_picture import draw
+from bench import frontier_planned
+from bench.frontier_picture import draw, written
 from bench.frontier_points import Calibration, Point, points
 from bench.frontier_report import bars, pair_line, table
 from bench.frontier_rows import Original, Row, Rows, key_of, measure, window_id
@@ -51,7 +54,7 @@ def rows_of(model: str, source: Checkpoint, text: Path, given: argparse.Namespac
     """A row of every point that can be made; says on stderr which cannot, and why."""
     calibration = Calibration(given.calib, given.tokens, gather(source, given.calib, given.tokens, 0, "cpu"))
     windows = encode_windows(Tokenizer(source.companions), read_text(text), limit=given.windows)
-    original, known, ids = None, Rows(), [window_id(window) for window in windows]
+    original, known, ids = None, Rows(given.rows), [window_id(window) for window in windows]
     for point in [] if given.known else wanted(given):
         if known.get(key_of(point, source, calibration), ids) is None or given.again:
             original = original or Original(source, windows)
@@ -77,6 +80,8 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="measure anew what is already known")
     parser.add_argument("--known", action="store_true", help="measure nothing: print what is known")
     parser.add_argument("--pair", nargs=2, action="append", default=[], metavar=("A", "B"), help="KL of A less B's")
+    parser.add_argument("--rows", type=Path, help="a file of rows to read and add to (default: the cache's)")
+    parser.add_argument("--beside", type=Path, help="a document whose tables have more rows, such as docs/frontier.md")
     parser.add_argument("--draw", help="folder for the pictures")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
@@ -100,9 +105,13 @@ def main() -> None:
             continue
         print(f"the original: perplexity {rows[0].reference_perplexity:.2f}, {source.bits16 / 1e6:.1f} MB in 16 bits\n")
         print("\n".join([table(rows), "", *bars(rows), *(pair_line(rows, a, b) for a, b in given.pair)]), flush=True)
-        if given.draw:
-            path = Path(given.draw) / f"frontier-{model.rpartition(':')[2].rpartition('/')[2]}.svg"
-            draw(rows, f"{model}: {len(rows[0].per_window['nll'])} windows", path)
+        name, title = model.rpartition(":")[2].rpartition("/")[2], f"{model}: {len(rows[0].per_window['nll'])} windows"
+        beside = written(given.beside.read_text()).get(name, []) if given.beside else []
+        print("\n".join(["", *frontier_planned.lines(rows, beside)]), flush=True)
+        if given.draw and frontier_planned.planned(rows):
+            frontier_planned.draw(rows, beside, title, Path(given.draw) / f"planned-{name}.svg")
+        elif given.draw:
+            draw(rows, title, Path(given.draw) / f"frontier-{name}.svg")
 
 
 if __name__ == "__main__":

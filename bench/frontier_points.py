@@ -186,9 +186,9 @@ Point = Ours | Llama | Peer
 AFFINE = ("w8g64", "w6g64", "w5g64", "w4g64", "w4g128", "w3g64", "w3g128", "w2g64", "w2g32")
 TRELLIS = ("w4t", "w3t", "w2t", "w1t")
 # The embedding as narrow as the blocks, and two steps wider: beside the default these are what one can ask for by hand.
-EMBEDS = (("w2t", "w2t"), ("w2t", "w3t"), ("w3t", "w3t"), ("w3t", "w5"), ("w4t", "w6"))
+EMBEDS = (("w2t", "w2t"), ("w2t", "w3t"), ("w3t", "w2t"), ("w3t", "w3t"), ("w3t", "w5"), ("w4t", "w6"))
 NARROW = (("gate_proj", "w2t"), ("up_proj", "w2t"))
-WISHES = ("2bpw", "2.25bpw", "2.454bpw", "2.75bpw", "3.03bpw", "3.243bpw", "3.6bpw", "4.032bpw", "4.243bpw")
+WISHES = ("2.033bpw", "2.25bpw", "2.454bpw", "2.75bpw", "3.243bpw", "3.6bpw", "4.032bpw", "4.4bpw")
 OURS: tuple[Point, ...] = (
     *(Ours(scheme, method) for method in ("rtn", "gptq") for scheme in AFFINE),
     *(Ours(scheme, "gptq") for scheme in ("w4g32", "w6g32")),
@@ -200,6 +200,7 @@ OURS: tuple[Point, ...] = (
     Ours("w3t", "trellis", {"recover": False}, "gate_proj w2t, up_proj w2t, not trained", NARROW),
     Ours("w2t", "trellis", mix=(("v_proj", "w3t"),)),
     *(Ours(scheme, "trellis", {"embed": embed}) for scheme, embed in EMBEDS),
+    *(Ours("w4t", "trellis", {"embed": embed, "recover": True}) for embed in ("w3t", "w4t", "w5", "w6")),
     *(Ours("plan", "planned", {"fit": (wish,)}, f"--fit {wish}") for wish in WISHES),
 )
 # Rows of neither demo model divide by 256, so most types leave the embedding at 8 bits or so; IQ4_NL is the smallest

@@ -1,5 +1,6 @@
 """Backwards through a decoder one block at a time: every block is computed again when its gradient is wanted, so what
-is alive is one block's graph and the hidden states before each block."""
+is alive is one block's graph and the hidden states before each block. Or, where there is room, without computing
+anything twice."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from paretobit.arch import Arch
 from paretobit.compress.model import Decoder, finish
 from paretobit.pieces import pieces
 
@@ -35,6 +37,37 @@ def backward(decoder: Decoder, weights: Weights, states: list[Tensor], gradient:
         assert x.grad is not None
         gradient = x.grad
     return gradient
+
+
+def whole_bytes(arch: Arch, tokens: int) -> int:
+    """About what the graphs of all blocks hold for so many tokens: every product's output, and what norms, rotation,
+    attention and activation functions give."""
+    shapes = (shape for shape in arch.block_shapes(0).values() if len(shape) == 2)
+    products = sum(out for out, _ in shapes)
+    return 4 * tokens * arch.layers * (2 * products + 6 * arch.hidden + 3 * arch.intermediate)
+
+
+def through(
+    decoder: Decoder, weights: Weights, x: Tensor, whole: bool = False
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The last block's output, and what leads a gradient there back to the first block's input x (b, t, hidden).
+
+    whole: the graphs of all blocks stay, and nothing is computed again: the same bits in three quarters of the time.
+    """
+    if not whole:
+        states = forward(decoder, weights, x)
+        return states.pop(), lambda gradient: backward(decoder, weights, states, gradient)
+    before = last = x.detach().requires_grad_()
+    with torch.enable_grad():
+        for layer in range(decoder.arch.layers):
+            last = finish(decoder.block(layer, weights(layer), last))
+
+    def back(gradient: Tensor) -> Tensor:
+        last.backward(gradient)
+        assert before.grad is not None
+        return before.grad
+
+    return last.detach(), back
 
 
 def head_pieces(tokens: int, vocab: int) -> Iterator[slice]:

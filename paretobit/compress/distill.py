@@ -1,5 +1,6 @@
 """One step of training a packed model to predict as the original does, or as a text goes on: forward, forward again
-block by block, and backward, so that what is alive is one block's graph, and logits a piece at a time.
+block by block, and backward, so that what is alive is one block's graph, and logits a piece at a time. Where there is
+room for all graphs, forward once.
 
 Source: distillation (Hinton et al., arXiv 1503.02531) by the KL divergence to the original's whole prediction.
 """
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paretobit import native
-from paretobit.compress.backward import LOGITS, backward, forward
+from paretobit.compress.backward import LOGITS, through
 from paretobit.compress.model import Decoder
 from paretobit.pieces import pieces
 
@@ -53,15 +54,15 @@ def halved(device: str | torch.device, half: bool) -> AbstractContextManager[obj
     return torch.autocast(torch.device(device).type, torch.bfloat16) if half else nullcontext()
 
 
-def one_step(student: Student, target: Target, ids: Tensor, share: float = 1.0) -> float:
-    """Add `share` of the gradients of the mean loss over the tokens ids (b, t); returns that loss, in nats."""
+def one_step(student: Student, target: Target, ids: Tensor, share: float = 1.0, whole: bool = False) -> float:
+    """Add `share` of the gradients of the mean loss over the tokens ids (b, t); returns that loss, in nats. whole: keep
+    the graphs of all blocks."""
     with student.decoder.watched(student.watch):
         with torch.enable_grad():
             x = student.embed(ids)
-        states = forward(student.decoder, student.weights, x.detach())
-        last = states.pop()
+        last, back = through(student.decoder, student.weights, x.detach(), whole)
         loss, gradient = _head(student, target, last.flatten(0, 1), share)
-        gradient = backward(student.decoder, student.weights, states, gradient.view_as(last))
+        gradient = back(gradient.view_as(last))
     if x.requires_grad:  # not where the embedding stays as it is
         x.backward(gradient)
     return loss
@@ -83,8 +84,18 @@ def _head(student: Student, target: Target, x: Tensor, share: float) -> tuple[fl
 
 def as_original(teacher: Decoder, ids: Tensor) -> Target:
     """The KL divergence from what `teacher` predicts on ids (b, t)."""
-    with torch.no_grad():
-        states = teacher.head_input(teacher.hidden(ids)).flatten(0, 1)
+    return as_predicted(teacher, states_of(teacher, ids))
+
+
+@torch.no_grad()
+def states_of(teacher: Decoder, ids: Tensor) -> Tensor:  # (b, t) -> (b, t, hidden)
+    """What its head multiplies."""
+    return teacher.head_input(teacher.hidden(ids))
+
+
+def as_predicted(teacher: Decoder, states: Tensor) -> Target:
+    """The KL divergence from what `teacher` predicts where its head multiplies states (b, t, hidden)."""
+    states = states.flatten(0, 1)
 
     def target(part: slice, logits: Tensor, factor: float) -> tuple[float, Tensor]:
         wanted = teacher.multiplied_by_head(states[part]).to(logits.dtype)

@@ -34,11 +34,12 @@ FACTOR_MATRICES = 3  # (width, width) matrices held while factoring, beside the 
 @dataclass(frozen=True)
 class Extra:
     """Work beside calibration. searched: weights whose codes are found by a Viterbi search; recovered: tokens, as often
-    as recovery sees them; half: whether its products are of bf16 numbers."""
+    as recovery sees them; half: whether its products are of bf16 numbers; graphs: bytes that it keeps of all blocks."""
 
     searched: int = 0
     recovered: int = 0
     half: bool = False
+    graphs: int = 0
 
 
 def matmul_flops(products: int = 4, dtype: torch.dtype = torch.float32) -> float:
@@ -92,7 +93,8 @@ def peak_bytes(arch: Arch, tokens: int, needs: frozenset[str], vocab_rows: int, 
     if extra.recovered or GUIDE in needs:
         parameters = sum(map(math.prod, arch.shapes().values()))
         held = parameters if parameters <= SMALL else arch.vocab * arch.hidden
-        batch = 4 * 2048 * arch.hidden * arch.layers + 4 * LOGIT_COPIES * LOGITS
+        states = 4 * tokens * arch.hidden if extra.recovered else 0
+        batch = 4 * 2048 * arch.hidden * arch.layers + 4 * LOGIT_COPIES * LOGITS + extra.graphs + states
         beside = peak_bytes(arch, tokens, needs - {GUIDE}, vocab_rows)
         return max(beside, BASE_BYTES + 4 * 2 * held + batch)
     block = max(4 * sum(map(math.prod, arch.block_shapes(layer).values())) for layer in range(arch.layers))

@@ -3,7 +3,8 @@ model's predictions come closer to the original's, on text; codes stay as they a
 
 Source: distillation (compress/distill.py); training scales alone end to end is EfficientQAT's second phase (Chen et
 al., arXiv 2407.11062, section 3.3). A matrix with row factors m gives m ∘ (W x), so no gradient of a matrix is ever
-computed: a step costs forward, forward again and backward of the packed model, and forward of the original.
+computed: a step costs forward and backward of the packed model, forward again where memory is short, and, the first
+time, forward of the original.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from paretobit import hardware
+from paretobit.arch import Arch
 from paretobit.arch.spec import EMBED, FINAL_NORM, HEAD
 from paretobit.artifact import float_arrays
 from paretobit.checkpoint.base import Checkpoint
 from paretobit.compress import moments
-from paretobit.compress.distill import as_original, halved, one_step
+from paretobit.compress.backward import whole_bytes
+from paretobit.compress.distill import as_predicted, halved, one_step, states_of
 from paretobit.compress.model import Decoder
 from paretobit.compress.units import Units
 from paretobit.compress.world import World, fast_in_half
@@ -35,6 +39,7 @@ from paretobit.work import Work
 
 SMALL = 6e8  # parameters of a model that is held in memory whole, twice
 SAVE_SECONDS = 60
+SPARE = 4  # a part of the memory that is free, which may be used to be faster
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,33 @@ class Recipe:
     epochs: int = 2
     batch: int = 2
     rate: float = 4e-3
+
+
+class Original:
+    """What a decoder's head multiplies on windows (n, tokens): computed once where there is room. Every window by
+    itself, so that an interrupted run goes on with the same bits."""
+
+    def __init__(self, decoder: Decoder, windows: np.ndarray) -> None:
+        self.decoder, self.windows = decoder, windows
+        self._kept: dict[int, Tensor] = {}
+        self._keep = 4 * windows.size * decoder.arch.hidden <= hardware.memory_available() // SPARE
+
+    def states(self, which: np.ndarray) -> Tensor:  # (b,) -> (b, tokens, hidden)
+        return torch.stack([self._window(int(i)) for i in which])
+
+    def _window(self, i: int) -> Tensor:
+        if i in self._kept:
+            return self._kept[i]
+        found = states_of(self.decoder, torch.from_numpy(self.windows[i : i + 1]))[0]
+        if self._keep:
+            self._kept[i] = found
+        return found
+
+
+def graph_bytes(arch: Arch, recipe: Recipe, tokens: int) -> int:
+    """What the graphs of all blocks hold for windows of so many tokens; 0 where they go at once for want of room."""
+    found = whole_bytes(arch, recipe.batch * tokens)
+    return found if found <= hardware.memory_available() // SPARE else 0
 
 
 class Student:
@@ -133,7 +165,8 @@ def run(source: Checkpoint, plan: Plan, windows: np.ndarray, units: list[Path], 
         return out
     student = Student(source, plan, units, device)
     parameters, half = sum(map(math.prod, source.arch.shapes().values())), fast_in_half(device)
-    teacher = Decoder(source, device=device, keep=parameters <= SMALL, half=half)
+    original = Original(Decoder(source, device=device, keep=parameters <= SMALL, half=half), windows)
+    whole = graph_bytes(source.arch, recipe, windows.shape[1]) > 0
     groups = [{"params": [delta], "share": student.share(name)} for name, delta in student.deltas.items()]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
     count = world.least(len(windows))
@@ -152,7 +185,8 @@ def run(source: Checkpoint, plan: Plan, windows: np.ndarray, units: list[Path], 
             optimizer.zero_grad()
             ids = torch.from_numpy(windows[steps[step]]).to(student.device)
             with halved(device, half):
-                loss = one_step(student, as_original(teacher, ids), ids)
+                target = as_predicted(original.decoder, original.states(steps[step]))
+                loss = one_step(student, target, ids, 1.0, whole)
             moments.fill(student.deltas.values())
             for delta in student.deltas.values():
                 assert delta.grad is not None

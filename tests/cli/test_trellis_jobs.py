@@ -14,6 +14,7 @@ from paretobit.arch.spec import EMBED, FINAL_NORM
 from paretobit.artifact import Artifact
 from paretobit.checkpoint import open_model
 from paretobit.compress import backward, calibrate, guide, recover
+from paretobit.compress.distill import as_original
 from paretobit.compress.model import Decoder
 from paretobit.compress.world import World
 from paretobit.errors import ParetobitError
@@ -87,7 +88,7 @@ def test_recovery_lowers_the_divergence(packed: Path, model: Path, text: Path, t
 
 
 def test_gradients_are_those_of_the_whole_model(model: Path, text: Path, tmp_path: Path, quick: None) -> None:
-    """Factors' gradients, block by block, against autograd through everything at once."""
+    """Factors' gradients, block by block and with all graphs kept, against autograd through everything at once."""
     source = open_model(str(model))
     packed = made(model, text, tmp_path / "out", "w2t", recover=False)
     student = recover.Student(source, packed.plan, [tmp_path / "out" / "model.safetensors"], "cpu")
@@ -96,10 +97,14 @@ def test_gradients_are_those_of_the_whole_model(model: Path, text: Path, tmp_pat
         for delta in student.deltas.values():
             delta.copy_(0.1 * torch.randn(delta.shape, generator=generator))
     ids = torch.arange(24).reshape(2, 12) % source.arch.vocab
-    loss = recover.one_step(student, recover.as_original(Decoder(source), ids), ids)
-    found = {name: delta.grad.clone() for name, delta in student.deltas.items()}
-    for delta in student.deltas.values():
-        delta.grad = None
+    target, ways = as_original(Decoder(source), ids), []
+    for whole in (False, True):
+        loss = recover.one_step(student, target, ids, 1.0, whole)
+        ways.append((loss, {name: delta.grad.clone() for name, delta in student.deltas.items()}))
+        for delta in student.deltas.values():
+            delta.grad = None
+    found = ways[0][1]
+    assert ways[0][0] == ways[1][0] and all(torch.equal(found[name], ways[1][1][name]) for name in found)
     x = student.embed(ids)
     decoder = student.decoder
     with decoder.watched(student.watch):
@@ -159,6 +164,17 @@ def test_an_interrupted_recovery_goes_on(
     made(model, text, tmp_path / "out")
     steps = recover.Recipe().epochs * (TOKENS // 512) // recover.Recipe().batch
     assert len(calls) == 1 + steps  # one was interrupted, none was done twice
+    assert contents(tmp_path / "out")["model.safetensors"] == contents(packed)["model.safetensors"]
+
+
+def test_where_memory_is_short_recovery_computes_again(
+    packed: Path, model: Path, text: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden, calls = Decoder.hidden, []
+    monkeypatch.setattr(recover.hardware, "memory_available", lambda: 0)
+    monkeypatch.setattr(Decoder, "hidden", lambda self, ids: (calls.append(len(ids)), hidden(self, ids))[1])
+    made(model, text, tmp_path / "out")
+    assert len(calls) == recover.Recipe().epochs * TOKENS // 512
     assert contents(tmp_path / "out")["model.safetensors"] == contents(packed)["model.safetensors"]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import frontier_picture, frontier_points, frontier_report, frontier_rows
+from bench import frontier_picture, frontier_planned, frontier_points, frontier_report, frontier_rows
 from bench.frontier_points import Calibration, Llama, Made, Ours, Peer
 from bench.frontier_rows import Original, Row, Rows, frontier, key_of, last_states, measure, paired_kl, window_id
 from bench.peers import imatrix, llama_quantize, rounders
@@ -51,6 +51,32 @@ def test_differences_are_paired_by_window() -> None:
     assert paired_kl(a, b, 0.5)[0] == pytest.approx(0.4)
     assert frontier_report.pair_line([a, b], "a", "b").endswith("+0.1000 ± 0.0000, paired by window")
     assert frontier_report.pair_line([a, b], "a", "x") == "not measured: x"
+
+
+def test_planned_models_are_held_against_what_needs_no_plan() -> None:
+    one = [row("w2t", "trellis", 100_000, 0.5, 0.7), row("w3t", "trellis", 400_000, 0.1, 0.2)]
+    mixed = dataclasses.replace(row("mixed", "trellis", 200_000, 0.01), command="paretobit quantize M --plan P -o OUT")
+    assert frontier_planned.uniform([*one, mixed, row("w9", "trellis", 500_000, 0.9, 0.9)]) == one
+    halfway = frontier_planned.interpolated(one, 250_000)
+    assert halfway == pytest.approx(math.sqrt(0.6 * 0.15))
+    assert frontier_planned.interpolated(one, 400_000) == pytest.approx(0.15)
+    assert math.isnan(frontier_planned.interpolated(one, 400_001))
+    good = [row("--fit a", "planned", 250_000, 0.1, 0.2), row("--fit b", "planned", 399_900, 0.09, 0.11)]
+    assert frontier_planned.lines(one) == []
+    table, said = _halves(frontier_planned.lines([*one, mixed, *good]))
+    assert [line.split(" | ")[5:] for line in table[2:]] == [
+        ["0.500", "", " |"], ["0.666", "w3t 0.1500 ± 0.0500", "-0.0500 ± 0.0400 |"],
+    ]  # fmt: skip
+    assert [line[:6] for line in said] == ["met   "] * 4
+    bad = [row("--fit c", "planned", 100_100, 0.7, 0.9), row("--fit d", "planned", 300_000, 0.2, 0.2)]
+    peers = [row("IQ2", "llama.cpp", 200_000, 0.3), row("IQ3", "llama.cpp", 250_000, 0.9)]
+    _, said = _halves(frontier_planned.lines([*one, *bad], peers))
+    assert [line[:6] for line in said] == ["MISSED"] * 4
+    assert said[0].endswith(": 2 above") and said[2].endswith(": --fit c") and said[3].endswith(": IQ2")
+
+
+def _halves(lines: list[str]) -> tuple[list[str], list[str]]:
+    return lines[: lines.index("")], lines[lines.index("") + 1 :]
 
 
 def test_table() -> None:
