@@ -68,7 +68,7 @@ def test_planned_models_are_held_against_what_needs_no_plan() -> None:
         ["0.500", "", " |"], ["0.666", "w3t 0.1500 ± 0.0500", "-0.0500 ± 0.0400 |"],
     ]  # fmt: skip
     assert [line[:6] for line in said] == ["met   "] * 4
-    bad = [row("--fit c", "planned", 100_100, 0.7, 0.9), row("--fit d", "planned", 300_000, 0.2, 0.2)]
+    bad = [row("--fit c", "planned", 100_100, 0.7, 0.9), row("--fit d", "planned", 300_000, 0.3, 0.3)]
     peers = [row("IQ2", "llama.cpp", 200_000, 0.3), row("IQ3", "llama.cpp", 250_000, 0.9)]
     _, said = _halves(frontier_planned.lines([*one, *bad], peers))
     assert [line[:6] for line in said] == ["MISSED"] * 4
