@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -18,7 +20,9 @@ from bench.pictures import picture
 OURS = ("rtn", "gptq", "trellis")
 PLANNED, LLAMA = "planned", "llama.cpp"
 IN_THE_MEDIAN = 0.92  # of the interpolated divergence
-HEAD = "planned | MB | bits per weight | KL | one scheme, interpolated | ÷ | one scheme of this size | planned less it"
+HEAD = "planned | MB | used | KL | one scheme, interpolated | ÷ | one scheme of this size | planned less it"
+WISH = re.compile(r"--fit (?P<bits>[0-9.]+)bpw")
+USED = 0.98  # of what is afforded, at least
 AS_LARGE = 0.01  # a share of the bytes: sizes this close are one
 
 
@@ -40,38 +44,70 @@ def planned(rows: Sequence[Row]) -> list[Row]:
     return sorted((row for row in rows if row.family == PLANNED), key=lambda row: row.bytes)
 
 
+@dataclass(frozen=True)
+class Compared:
+    """A planned model beside those with one scheme for all blocks. interpolated: their divergence at its size, nan
+    beyond their ends; same: the one of its size, None where there is none."""
+
+    row: Row
+    interpolated: float
+    same: Row | None
+
+    @property
+    def ratio(self) -> float:
+        return self.row.kl / self.interpolated
+
+    @property
+    def used(self) -> float:
+        """Of the size that was asked for, a share."""
+        wish = WISH.search(self.row.name)
+        return self.row.bits_per_weight / float(wish["bits"]) if wish else math.nan
+
+    @property
+    def above(self) -> bool:
+        """Whether its divergence exceeds that of the one of its size by more than the paired error."""
+        gap, stderr = paired_kl(self.row, self.same) if self.same else (0.0, None)
+        return gap > (stderr or 0)
+
+    def line(self) -> str:
+        row, cells = self.row, ["", ""]
+        if self.same:
+            gap, stderr = paired_kl(row, self.same)
+            cells = [f"{self.same.name}: {_kl(self.same)}", f"{gap:+.4f} ± {stderr or 0:.4f}"]
+        cells = [f"{self.used:.2%}", _kl(row), f"{self.interpolated:.4f}", f"{self.ratio:.3f}", *cells]
+        return f"| {row.name} | {row.bytes / 1e6:.2f} | {' | '.join(cells)} |"
+
+
+def compared(rows: Sequence[Row]) -> list[Compared]:
+    """Every planned model, by size."""
+    best, found = uniform(rows), []
+    for row in planned(rows):
+        near = sorted(best, key=lambda other: abs(other.bytes - row.bytes))[:1]
+        same = near[0] if near and abs(row.bytes / near[0].bytes - 1) <= AS_LARGE else None
+        found.append(Compared(row, interpolated(best, row.bytes), same))
+    return found
+
+
 def lines(rows: Sequence[Row], beside: Sequence[Spot] = ()) -> list[str]:
     """A table, and what it says on the bars; empty where nothing was planned. beside: rows of a document's."""
-    found, best = planned(rows), uniform(rows)
+    found = compared(rows)
     if not found:
         return []
-    head = (
-        "planned | MB | bits per weight | KL | one scheme, interpolated | ÷ | one scheme of this size | planned less it"
-    )
-    table, ratios, above = [f"| {head} |", "|" + "---|" * (head.count("|") + 1)], [], []
-    for row in found:
-        between = interpolated(best, row.bytes)
-        ratios.append(row.kl / between)
-        same = [other for other in best if abs(row.bytes / other.bytes - 1) <= AS_LARGE]
-        cells = [row.name, f"{row.bytes / 1e6:.2f}", f"{row.bits_per_weight:.3f}", _kl(row), f"{between:.4f}"]
-        cells.append(f"{ratios[-1]:.3f}")
-        if same:
-            nearest = min(same, key=lambda other: abs(other.bytes - row.bytes))
-            gap, stderr = paired_kl(row, nearest)
-            above += [row.name] * (gap > (stderr or 0))
-            cells += [f"{nearest.name} {_kl(nearest)}", f"{gap:+.4f} ± {stderr or 0:.4f}"]
-        table.append(f"| {' | '.join([*cells, '', ''][:8])} |")
-    known = [ratio for ratio in ratios if not math.isnan(ratio)]
-    typical = median(known) if known else math.nan
-    lower = _below([*rows, *beside], found)
+    over = [one.row.name for one in found if not one.ratio <= 1]
+    above = [one.row.name for one in found if one.above]
+    lower = _below([*rows, *beside], [one.row for one in found])
+    typical, used = median(one.ratio for one in found), [one.used for one in found]
     return [
-        *table,
+        f"| {HEAD} |",
+        "|" + "---|" * (HEAD.count("|") + 1),
+        *(one.line() for one in found),
         "",
-        _said(f"planned ≤ interpolated at {len(known)} sizes", not any(ratio > 1 for ratio in known),
-              f"{sum(ratio > 1 for ratio in known)} above"),
+        _said(f"planned ≤ interpolated at {len(found)} sizes", not over, ", ".join(over) or "all"),
         _said(f"planned ≤ {IN_THE_MEDIAN} × interpolated in the median", typical <= IN_THE_MEDIAN, f"{typical:.3f}"),
-        _said("never above one scheme of this size by more than the paired error", not above, ", ".join(above) or "0"),
-        _said("no type of llama.cpp's below the planned curve", not lower, ", ".join(lower) or "0"),
+        _said("none above one scheme of its size by more than the paired error", not above, ", ".join(above) or "none"),
+        _said(f"none larger than asked, {USED:.0%} of it used", all(USED <= share <= 1 for share in used),
+              f"{min(used):.2%} to {max(used):.2%}"),
+        _said("no type of llama.cpp's below the planned curve", not lower, ", ".join(lower) or "none"),
     ]  # fmt: skip
 
 

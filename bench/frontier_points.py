@@ -70,6 +70,8 @@ class Ours:
 
     @property
     def name(self) -> str:
+        if self.scheme == "plan":
+            return self.label
         shown = self.label or ", ".join(f"{key} {value}" for key, value in (*self.more.items(), *self.mix))
         return f"{self.scheme} {self.method}" + (f", {shown}" if shown else "")
 

@@ -4,7 +4,7 @@
 
 Measured is what the bank's tensors have when put together, on 8 windows of the calibration text; the sum is that of the
 cost table, and predicted what the planner makes of it before it has measured anything. Random mixtures draw a mean
-width between 2 and 6 bits, and for each tap's matrices a scheme near it.
+width between 2 and 6 bits, and for each matrix a scheme near it.
 Prints a table, Spearman's rank correlation and the ratios' spread; --draw writes planner-MODEL.svg (needs matplotlib).
 What is measured stays in the cache.
 """

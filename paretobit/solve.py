@@ -88,7 +88,9 @@ def solve(
             options={"time_limit": SECONDS, "mip_rel_gap": GAP},
         )  # fmt: skip
     if found.x is None and found.status != INFEASIBLE:
-        raise ParetobitError(f"the solver gave up: {found.message}", hint="leave fewer tensors free, or tie them")
+        raise ParetobitError(
+            f"the solver gave up: {found.message}", hint="add --tied, or name fewer schemes in --schemes"
+        )
     if found.x is None:
         names = " and ".join(f"{name} ≤ {limit:g}" for name, limit in limits.items())
         raise Impossible(None, None, f"nothing fits {names} together", "allow more of one of them")

@@ -19,7 +19,7 @@ from paretobit.artifact import Artifact
 from paretobit.exporters import Request, Stored
 from paretobit.exporters.folder import plain_config, stored_as, words, write_documents
 from paretobit.exporters.steps import Steps, nearest, read, row_pieces, span, unfit, width
-from paretobit.planfile import is_embedding
+from paretobit.planfile import is_embedding, taps
 from paretobit.scheme import FLOATS, STATIC, Grid
 from paretobit.tensorfile import DTYPES as SIZES
 from paretobit.tensorfile import TensorWriter
@@ -30,6 +30,7 @@ PACKED, INT8, BOTH = "pack-quantized", "int-quantized", "mixed-precision"
 TOKENS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
 ZEROS = "has zero points, which transformers loads with CompressedTensorsConfig(dequantize=True) only"
 OTHERWISE = "its activations are rounded token by token, as this format is read, not as the scheme says"
+APART = "is packed otherwise than what reads the same activation, and vLLM joins these; plan with --tied for it"
 MIXED = "has zero points beside matrices packed otherwise, which transformers does not load; vLLM's layout has them"
 
 
@@ -132,6 +133,7 @@ def packings(packed: Artifact, request: Request) -> dict[str, tuple[Packing, str
 def holds(packed: Artifact, request: Request) -> dict[str, Stored]:
     chosen = packings(packed, request)
     zeros = ZEROS if len({how for how, _ in chosen.values()}) == 1 else MIXED
+    apart = _apart(packed, {name: how for name, (how, _) in chosen.items()})
     note = "" if request.dtype == "float32" else f"stored as {request.dtype}; --dtype float32 keeps every bit"
     found = {}
     for name in packed.names():
@@ -139,10 +141,17 @@ def holds(packed: Artifact, request: Request) -> dict[str, Stored]:
             how, why = chosen[name]
             asked = packed.schemes[name].activation
             otherwise = OTHERWISE if asked is not None and (asked.kind == STATIC or asked.group is not None) else ""
-            found[name] = Stored(str(how), why, zeros if how.zeros else otherwise)
+            notes = zeros if how.zeros else otherwise, APART if name in apart else ""
+            found[name] = Stored(str(how), why, "; ".join(filter(None, notes)))
         else:
             found[name] = Stored(request.dtype, note=f"not quantized in this format, {note}" if note else "")
     return found
+
+
+def _apart(packed: Artifact, chosen: Mapping[str, Packing]) -> set[str]:
+    """Matrices that read one activation and are not all packed alike."""
+    together = [tap.consumers for tap in taps(packed.arch)]
+    return {name for names in together if len({chosen.get(name) for name in names}) > 1 for name in names}
 
 
 def write(packed: Artifact, path: Path, stored: Mapping[str, Stored], request: Request) -> None:

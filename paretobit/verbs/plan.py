@@ -70,7 +70,7 @@ def plan(
     costs: Annotated[str | None, Option("Costs to choose by (from --shard and merge).")] = None,
     machine: Annotated[str | None, Option("Whose ms and joules: pi5, n100 …, or what probe -o wrote.", "--for")] = None,
     schemes: Annotated[str, Option("What matrices may choose from.")] = SCHEMES,
-    free: Annotated[bool, Option("Let every matrix choose by itself: q, k, v and gate, up apart.")] = False,
+    tied: Annotated[bool, Option("Store alike what reads one activation: q, k, v; gate, up.")] = False,
     calib: Annotated[str | None, Option("Calibration text: FILE.txt, FILE.jsonl, or self: the model's own.")] = None,
     tokens: Annotated[int | None, Option("Calibration tokens (default: 32768).")] = None,
     seed: Annotated[int | None, Option("Seed of the text that the model writes (default: 0).")] = None,
@@ -94,7 +94,7 @@ def plan(
     from paretobit.verbs.quantize import settled
     from paretobit.verbs.wishes import Wish, affordable, check_wish, expected
 
-    wish = Wish(fit, keep, metric, None, schemes, free)
+    wish = Wish(fit, keep, metric, None, schemes, tied)
     check_wish(wish, {}, 1)
     check_out(out, wish, shard, costs)
     source, used = open_model(model), pick_device(device)
@@ -105,7 +105,7 @@ def plan(
         return Job(source, replace(plan, settings=settings), None, device=used)
 
     text = calib or SELF, settings.tokens, settings.seed
-    chooser, corpus = planner_for(source, schemes, free, job_of, text, wish.promised, costs)
+    chooser, corpus = planner_for(source, schemes, tied, job_of, text, wish.promised, costs)
     chooser.machine = machine_of(source, machine, budget, chooser.table.folder)
     if shard is not None:
         return measured_shard(chooser, corpus, shard, Path(out or ""))

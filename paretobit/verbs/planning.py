@@ -62,22 +62,22 @@ class Chosen:
 
 
 class Planner:
-    """Chooses from a table. free: every matrix by itself, not all that read one tap alike; completed: a plan with its
+    """Chooses from a table. tied: all that read one tap alike, not every matrix by itself; completed: a plan with its
     settings, and what the packed model will say of itself, as both count as size; promised: what a plan's budget says
     beside its limits; machine: what limits of time and energy are about; measured: choices and their nats, by which the
     table is corrected."""
 
     def __init__(
-        self, table: Table, completed: Completed, free: bool = False, promised: Mapping[str, float] | None = None,
+        self, table: Table, completed: Completed, tied: bool = False, promised: Mapping[str, float] | None = None,
         machine: Machine | None = None,
     ) -> None:  # fmt: skip
         self.table, self.source, self.completed, self.promised = table, table.source, completed, promised or {}
-        self.machine, self.members = machine, self._members(free)
+        self.machine, self.members = machine, self._members(tied)
         self.measured: list[tuple[Mapping[str, str], float]] = []
 
-    def _members(self, free: bool) -> dict[str, tuple[str, ...]]:
+    def _members(self, tied: bool) -> dict[str, tuple[str, ...]]:
         together = [tap.consumers for tap in taps(self.source.arch)]
-        return {names[0]: names for names in ([(n,) for tap in together for n in tap] if free else together)}
+        return {names[0]: names for names in (together if tied else [(n,) for tap in together for n in tap])}
 
     def groups(self, pace: Pace | None = None) -> dict[str, list[Choice]]:
         """What there is to choose from, and what each takes. pace: for milliseconds and joules, too."""
@@ -251,7 +251,7 @@ def schemes_of(text: str) -> list[str]:
 
 
 def planner_for(
-    source: Checkpoint, schemes: str, free: bool, job_of: Callable[[Plan], Job], text: tuple[str, int, int],
+    source: Checkpoint, schemes: str, tied: bool, job_of: Callable[[Plan], Job], text: tuple[str, int, int],
     promised: Mapping[str, float] | None = None, costs: str | None = None,
 ) -> tuple[Planner, Corpus]:  # fmt: skip
     """What chooses among `schemes`, and the text it measured them on. job_of: what will carry a plan out; text:
@@ -269,4 +269,4 @@ def planner_for(
         return job.plan, describe(job.source, describe_job(job, corpus.record), corpus.record, [])
 
     table = Table(source, corpus, names, device, Path(costs) if costs else None)
-    return Planner(table, completed, free, promised), corpus
+    return Planner(table, completed, tied, promised), corpus

@@ -55,7 +55,7 @@ def quantize(
     metric: Annotated[str | None, Option("next_token_accuracy, same_top1, perplexity or task:FILE.")] = None,
     check: Annotated[str | None, Option("Text that --keep measures on (default: what calibration left).")] = None,
     schemes: Annotated[str, Option("What --fit and --keep may choose from.")] = SCHEMES,
-    free: Annotated[bool, Option("Let them choose for every matrix by itself: q, k, v and gate, up apart.")] = False,
+    tied: Annotated[bool, Option("Have them store alike what reads one activation: q, k, v; gate, up.")] = False,
     calib: Annotated[str | None, Option("Calibration text: FILE.txt, FILE.jsonl, or self: the model's own.")] = None,
     tokens: Annotated[int | None, Option("Calibration tokens (default: 32768).")] = None,
     seed: Annotated[int | None, Option("Seed of the text that the model writes (default: 0).")] = None,
@@ -84,7 +84,7 @@ def quantize(
 
     options, world, used = parse_set(set), join(), pick_device(device)
     check_together(inputs, stats, shard, recover)
-    wish, how = Wish(fit, keep, metric, check, schemes, free), (method, embed, as_tuple(transform))
+    wish, how = Wish(fit, keep, metric, check, schemes, tied), (method, embed, as_tuple(transform))
     others: dict[str, object] = {"--to": to, "--plan": plan, "--set": options, "--stats": stats, "--shard": shard}
     check_wish(wish, {**dict(zip(HOW, how, strict=True)), **others}, world.size)
     decided = None if wish else decide(source, to, how, plan, options)

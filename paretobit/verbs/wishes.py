@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Wish:
-    """--fit, --keep, --metric, --check, --schemes and --free, as they were given."""
+    """--fit, --keep, --metric, --check, --schemes and --tied, as they were given."""
 
     fit: tuple[str, ...]
     keep: str | None
     metric: str | None
     check: str | None
     schemes: str
-    free: bool
+    tied: bool
 
     def __bool__(self) -> bool:
         return bool(self.fit or self.keep is not None)
@@ -185,7 +185,7 @@ def granted(
 
         return carry_out(job_of(plan), text, None, into, [], again)
 
-    planner, _ = planner_for(source, wish.schemes, wish.free, job_of, text, promised)
+    planner, _ = planner_for(source, wish.schemes, wish.tied, job_of, text, promised)
     if timed(budget):
         planner.machine = machine_of(source, None, budget, planner.table.folder)
     if wish.share is None:

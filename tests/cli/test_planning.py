@@ -162,11 +162,20 @@ def test_shards_that_cannot_be_say_so(
     assert not (tmp_path / "x").exists()
 
 
-def test_matrices_set_free_do_no_worse(model: Path, text: Path, frontier: Frontier) -> None:
-    free = plan(str(model), calib=str(text), free=True, **TEXT)
-    bound = {row.bits_per_weight: row.kl_divergence for row in free.rows}
-    for row in frontier.rows[1:]:
-        near = [kl for bits, kl in bound.items() if bits <= row.bits_per_weight * 1.02]
+def test_matrices_that_are_tied_are_stored_alike_and_do_no_better(
+    model: Path, text: Path, tmp_path: Path, frontier: Frontier
+) -> None:
+    out = tmp_path / "plan.json"
+    plan(str(model), calib=str(text), tied=True, fit=("44kB",), out=str(out), **TEXT)
+    layers = read_plan(out.read_text(), "plan").layers
+    for layer in range(2):
+        at = f"model.layers.{layer}."
+        assert len({layers[f"{at}self_attn.{part}_proj.weight"].scheme for part in "qkv"}) == 1
+        assert len({layers[f"{at}mlp.{part}_proj.weight"].scheme for part in ("gate", "up")}) == 1
+    tied = plan(str(model), calib=str(text), tied=True, **TEXT)
+    free = {row.bits_per_weight: row.kl_divergence for row in frontier.rows}
+    for row in tied.rows[1:]:
+        near = [kl for bits, kl in free.items() if bits <= row.bits_per_weight * 1.02]
         assert min(near) <= row.kl_divergence * 1.05
 
 

@@ -122,6 +122,14 @@ def test_zero_points_beside_others_are_said_not_to_load(shelf: Shelf, tmp_path: 
     assert_close(logits(open_model(tmp_path / "ct")), packed)
 
 
+def test_what_vllm_joins_and_is_packed_apart_is_said(shelf: Shelf, tmp_path: Path) -> None:
+    alike = {"_proj": "w4g32s"}
+    for name, schemes, said in (("alike", alike, False), ("apart", {**alike, "q_proj": "w8g32"}, True)):
+        packed = shelf.mixed("llama", schemes)
+        done = pb.export(str(packed.folder), to="compressed-tensors", path=str(tmp_path / name))
+        assert any("vLLM joins these" in note for note in done.notes) == said
+
+
 def test_the_layout_that_vllm_reads(shelf: Shelf, tmp_path: Path) -> None:
     """Words, scales and zero points by name, shape and value; unpacked by the format's own package."""
     packed = shelf("llama", "w4g32")

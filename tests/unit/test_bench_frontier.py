@@ -61,18 +61,20 @@ def test_planned_models_are_held_against_what_needs_no_plan() -> None:
     assert halfway == pytest.approx(math.sqrt(0.6 * 0.15))
     assert frontier_planned.interpolated(one, 400_000) == pytest.approx(0.15)
     assert math.isnan(frontier_planned.interpolated(one, 400_001))
-    good = [row("--fit a", "planned", 250_000, 0.1, 0.2), row("--fit b", "planned", 399_900, 0.09, 0.11)]
+    good = [row("--fit 3bpw", "planned", 250_000, 0.1, 0.2), row("--fit 3.02bpw", "planned", 399_900, 0.09, 0.11)]
     assert frontier_planned.lines(one) == []
     table, said = _halves(frontier_planned.lines([*one, mixed, *good]))
+    assert [line.split(" | ")[2] for line in table[2:]] == ["100.00%", "99.34%"]
     assert [line.split(" | ")[5:] for line in table[2:]] == [
-        ["0.500", "", " |"], ["0.666", "w3t 0.1500 ± 0.0500", "-0.0500 ± 0.0400 |"],
+        ["0.500", "", " |"], ["0.666", "w3t: 0.1500 ± 0.0500", "-0.0500 ± 0.0400 |"],
     ]  # fmt: skip
-    assert [line[:6] for line in said] == ["met   "] * 4
-    bad = [row("--fit c", "planned", 100_100, 0.7, 0.9), row("--fit d", "planned", 300_000, 0.3, 0.3)]
+    assert [line[:6] for line in said] == ["met   "] * 5
+    bad = [row("--fit 2bpw", "planned", 100_100, 0.7, 0.9), row("--fit 3.1bpw", "planned", 300_000, 0.3, 0.3)]
     peers = [row("IQ2", "llama.cpp", 200_000, 0.3), row("IQ3", "llama.cpp", 250_000, 0.9)]
     _, said = _halves(frontier_planned.lines([*one, *bad], peers))
-    assert [line[:6] for line in said] == ["MISSED"] * 4
-    assert said[0].endswith(": 2 above") and said[2].endswith(": --fit c") and said[3].endswith(": IQ2")
+    assert [line[:6] for line in said] == ["MISSED"] * 5
+    assert said[0].endswith(": --fit 2bpw, --fit 3.1bpw") and said[2].endswith(": --fit 2bpw")
+    assert said[3].endswith(": 96.77% to 150.00%") and said[4].endswith(": IQ2")
 
 
 def _halves(lines: list[str]) -> tuple[list[str], list[str]]:
