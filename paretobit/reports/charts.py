@@ -93,7 +93,7 @@ def scatter(
     )
     y = alt.Y(
         "kl:Q", title="KL divergence, nats (log)", scale=alt.Scale(type="log", padding=18),
-        axis=alt.Axis(values=_decades(rows), labelExpr=SHORT_NUMBER),
+        axis=alt.Axis(values=decades(rows), labelExpr=SHORT_NUMBER),
     )  # fmt: skip
     labels = [subject.label for subject in subjects]
     colour = alt.Color("model:N", scale=alt.Scale(domain=labels), legend=None)
@@ -193,7 +193,7 @@ def _touch(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3]
 
 
-def _decades(rows: Sequence[dict[str, Any]]) -> list[float]:
+def decades(rows: Sequence[dict[str, Any]]) -> list[float]:
     """1, 2 and 5 in every power of ten around the data: what a logarithmic axis is labelled with."""
     low, high = min(row["low"] for row in rows), max(row["high"] for row in rows)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)

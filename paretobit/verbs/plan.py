@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -68,6 +68,7 @@ def plan(
     out: Annotated[str | None, Option("Write the plan of --fit or --keep to this file (JSON).", "-o")] = None,
     shard: Annotated[str | None, Option("i/N: only measure costs, on every N-th window from i on; -o FOLDER.")] = None,
     costs: Annotated[str | None, Option("Costs to choose by (from --shard and merge).")] = None,
+    draw: Annotated[str | None, Option("Draw what can be had at every size: FILE.svg or FILE.png.")] = None,
     machine: Annotated[str | None, Option("Whose ms and joules: pi5, n100 …, or what probe -o wrote.", "--for")] = None,
     schemes: Annotated[str, Option("What matrices may choose from.")] = SCHEMES,
     tied: Annotated[bool, Option("Store alike what reads one activation: q, k, v; gate, up.")] = False,
@@ -97,6 +98,7 @@ def plan(
     wish = Wish(fit, keep, metric, None, schemes, tied)
     check_wish(wish, {}, 1)
     check_out(out, wish, shard, costs)
+    check_draw(draw, wish, shard)
     source, used = open_model(model), pick_device(device)
     budget = affordable(source, wish)
     settings = settled(None, calib, tokens, seed, None, None, None)
@@ -114,6 +116,8 @@ def plan(
         write_atomically(Path(out), chosen[0].plan.to_json().encode())
     about = chooser.machine.about if chooser.machine else None
     rows = tuple(row_of(chooser, found) for found in chosen)
+    if draw is not None:
+        write_atomically(Path(draw), drawn(source.name, rows, Path(draw)))
     return Frontier(source.name, source.bits16, corpus.source, rows, out, about)
 
 
@@ -123,6 +127,26 @@ def check_out(out: str | None, wish: Wish, shard: str | None, costs: str | None)
         raise ParetobitError("--shard measures costs into a folder, nothing else", hint="give --shard i/N -o FOLDER")
     if out is not None and not wish and shard is None:
         raise ParetobitError("-o writes one plan, and there is one for every size", hint="add --fit 60MB, or 87%")
+
+
+def check_draw(draw: str | None, wish: Wish, shard: str | None) -> None:
+    """Raise, before the work, on what cannot be drawn."""
+    if draw is None:
+        return
+    from paretobit.reports.afford import check_ending
+    from paretobit.reports.charts import altair_or_hint
+
+    if wish or shard is not None:
+        raise ParetobitError("--draw shows what can be had at every size", hint="leave --fit, --keep and --shard out")
+    check_ending(Path(draw))
+    altair_or_hint()
+
+
+def drawn(name: str, rows: Sequence[Row], path: Path) -> bytes:
+    from paretobit.reports.afford import Size, picture
+
+    sizes = [Size(row.size_bytes / 1e6, row.kl_divergence, row.stderr or 0.0, row.weights) for row in rows]
+    return picture(f"{name}: what can be had at every size", sizes, path)
 
 
 def measured_shard(planner: Planner, corpus: Corpus, shard: str, out: Path) -> Frontier:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -257,6 +258,21 @@ def test_the_plan_of_what_is_to_be_kept(model: Path, text: Path, tmp_path: Path,
 
 def test_one_plan_needs_one_size(command: Command, model: Path, tmp_path: Path) -> None:
     assert "add --fit 60MB" in command("plan", model, "-o", tmp_path / "p.json").error
+
+
+def test_what_can_be_had_is_drawn(model: Path, text: Path, tmp_path: Path, command: Command) -> None:
+    told = ("plan", model, "--calib", text, "--tokens", 2048, "--draw")
+    assert command(*told, tmp_path / "a.svg").code == 0
+    drawn = ElementTree.parse(tmp_path / "a.svg").getroot()
+    words = {element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"w1t", "w8", "MB, embedding included"} <= words
+    assert command(*told, tmp_path / "b.svg").code == 0
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert command(*told, tmp_path / "c.PNG").code == 0
+    assert (tmp_path / "c.PNG").read_bytes().startswith(b"\x89PNG")
+    assert "c.jpg is not the name of a picture; hint: name one" in command(*told, tmp_path / "c.jpg").error
+    assert "at every size; hint: leave --fit" in command(*told, tmp_path / "d.svg", "--fit", "44kB").error
+    assert len(contents(tmp_path)) == 3
 
 
 def test_the_table_is_shown_and_told_as_json(command: Command, model: Path, text: Path, frontier: Frontier) -> None:
