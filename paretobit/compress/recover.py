@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paretobit import hardware
 from paretobit.arch import Arch
 from paretobit.arch.spec import EMBED, FINAL_NORM, HEAD
 from paretobit.artifact import float_arrays
@@ -29,7 +28,7 @@ from paretobit.compress.backward import whole_bytes
 from paretobit.compress.distill import as_predicted, halved, one_step, states_of
 from paretobit.compress.model import Decoder
 from paretobit.compress.units import Units
-from paretobit.compress.world import World, fast_in_half
+from paretobit.compress.world import World, fast_in_half, memory_free
 from paretobit.errors import ParetobitError
 from paretobit.planfile import Plan, is_embedding
 from paretobit.progress import progress
@@ -59,7 +58,7 @@ class Original:
     def __init__(self, decoder: Decoder, windows: np.ndarray) -> None:
         self.decoder, self.windows = decoder, windows
         self._kept: dict[int, Tensor] = {}
-        self._keep = 4 * windows.size * decoder.arch.hidden <= hardware.memory_available() // SPARE
+        self._keep = 4 * windows.size * decoder.arch.hidden <= memory_free(decoder.device) // SPARE
 
     def states(self, which: np.ndarray) -> Tensor:  # (b,) -> (b, tokens, hidden)
         return torch.stack([self._window(int(i)) for i in which])
@@ -73,10 +72,10 @@ class Original:
         return found
 
 
-def graph_bytes(arch: Arch, recipe: Recipe, tokens: int) -> int:
+def graph_bytes(arch: Arch, recipe: Recipe, tokens: int, device: str) -> int:
     """What the graphs of all blocks hold for windows of so many tokens; 0 where they go at once for want of room."""
     found = whole_bytes(arch, recipe.batch * tokens)
-    return found if found <= hardware.memory_available() // SPARE else 0
+    return found if found <= memory_free(device) // SPARE else 0
 
 
 class Student:
@@ -166,7 +165,7 @@ def run(source: Checkpoint, plan: Plan, windows: np.ndarray, units: list[Path], 
     student = Student(source, plan, units, device)
     parameters, half = sum(map(math.prod, source.arch.shapes().values())), fast_in_half(device)
     original = Original(Decoder(source, device=device, keep=parameters <= SMALL, half=half), windows)
-    whole = graph_bytes(source.arch, recipe, windows.shape[1]) > 0
+    whole = graph_bytes(source.arch, recipe, windows.shape[1], device) > 0
     groups = [{"params": [delta], "share": student.share(name)} for name, delta in student.deltas.items()]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
     count = world.least(len(windows))

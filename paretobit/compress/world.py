@@ -152,6 +152,13 @@ def pick_device(device: str | None) -> str:
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def memory_free(device: str | torch.device) -> int:
+    """Bytes that a device has left."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return hardware.memory_available()
+
+
 def fast_in_half(device: str) -> bool:
     """Whether bf16 products are faster than float32 ones: on GPUs, and on processors with instructions for them."""
     if device != "cpu":

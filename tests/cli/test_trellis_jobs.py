@@ -171,7 +171,7 @@ def test_where_memory_is_short_recovery_computes_again(
     packed: Path, model: Path, text: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hidden, calls = Decoder.hidden, []
-    monkeypatch.setattr(recover.hardware, "memory_available", lambda: 0)
+    monkeypatch.setattr(recover, "memory_free", lambda device: 0)
     monkeypatch.setattr(Decoder, "hidden", lambda self, ids: (calls.append(len(ids)), hidden(self, ids))[1])
     made(model, text, tmp_path / "out")
     assert len(calls) == recover.Recipe().epochs * TOKENS // 512
