@@ -190,7 +190,9 @@ TRELLIS = ("w4t", "w3t", "w2t", "w1t")
 # The embedding as narrow as the blocks, and two steps wider: beside the default these are what one can ask for by hand.
 EMBEDS = (("w2t", "w2t"), ("w2t", "w3t"), ("w3t", "w2t"), ("w3t", "w3t"), ("w3t", "w5"), ("w4t", "w6"))
 NARROW = (("gate_proj", "w2t"), ("up_proj", "w2t"))
-WISHES = ("2.033bpw", "2.25bpw", "2.454bpw", "2.75bpw", "3.243bpw", "3.6bpw", "4.032bpw", "4.4bpw")
+# Eight sizes of each demo model, of which four or more are those of one scheme.
+WISHES = ("2.033", "2.25", "2.454", "2.75", "3.243", "3.6", "4.032", "4.4")  # SmolLM2
+WISHES += ("2.404", "2.656", "3.03", "3.4")  # Gemma 3, with 2.033, 2.25, 4.032 and 4.4
 OURS: tuple[Point, ...] = (
     *(Ours(scheme, method) for method in ("rtn", "gptq") for scheme in AFFINE),
     *(Ours(scheme, "gptq") for scheme in ("w4g32", "w6g32")),
@@ -202,8 +204,8 @@ OURS: tuple[Point, ...] = (
     Ours("w3t", "trellis", {"recover": False}, "gate_proj w2t, up_proj w2t, not trained", NARROW),
     Ours("w2t", "trellis", mix=(("v_proj", "w3t"),)),
     *(Ours(scheme, "trellis", {"embed": embed}) for scheme, embed in EMBEDS),
-    *(Ours("w4t", "trellis", {"embed": embed, "recover": True}) for embed in ("w3t", "w4t", "w5", "w6")),
-    *(Ours("plan", "planned", {"fit": (wish,)}, f"--fit {wish}") for wish in WISHES),
+    *(Ours("w4t", "trellis", {"embed": embed, "recover": True}) for embed in ("w2t", "w3t", "w4t", "w5", "w6")),
+    *(Ours("plan", "planned", {"fit": (f"{wish}bpw",)}, f"--fit {wish}bpw") for wish in WISHES),
 )
 # Rows of neither demo model divide by 256, so most types leave the embedding at 8 bits or so; IQ4_NL is the smallest
 # type with groups of 32, what somebody who wants a small file asks for.
