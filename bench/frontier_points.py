@@ -21,6 +21,7 @@ from bench.peers.rounders import LIBRARIES, rounded
 from paretobit import __version__, quantize
 from paretobit.artifact import Artifact
 from paretobit.checkpoint.base import Checkpoint, hash_files
+from paretobit.compress import methods
 from paretobit.compress.corpus import Corpus
 from paretobit.planfile import uniform
 from paretobit.scheme import parse
@@ -93,7 +94,9 @@ class Ours:
         return facts | ({"mix": self.mix} if self.mix else {}) | reads
 
     def make(self, name: str, source: Checkpoint, calibration: Calibration, again: bool = False) -> Made:
-        to: dict[str, Any] = {} if self.scheme == "plan" else {"to": self.scheme, "method": self.method}
+        to: dict[str, Any] = {} if self.scheme == "plan" else {"to": self.scheme}
+        if to and self.method != methods.default(parse(self.scheme).weight):  # an embedding may be on another grid
+            to["method"] = self.method
         if self.mix:
             to = {"plan": str(self._plan(source))}
         options = {**to, **self.more, "calib": calibration.calib, "tokens": calibration.tokens}
