@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -32,9 +32,9 @@ def uniform(rows: Sequence[Row]) -> list[Row]:
 
 
 def interpolated(best: Sequence[Spot], nbytes: int) -> float:
-    """The divergence of a frontier at a size; nan beyond its ends."""
+    """The divergence of a frontier at a size; nan beyond its ends. best: by size."""
     for a, b in itertools.pairwise(best):
-        if a.bytes <= nbytes <= b.bytes:
+        if a.bytes <= nbytes <= b.bytes != a.bytes:
             share = (nbytes - a.bytes) / (b.bytes - a.bytes)
             return math.exp((1 - share) * math.log(a.kl) + share * math.log(b.kl))
     return math.nan
@@ -93,21 +93,28 @@ def lines(rows: Sequence[Row], beside: Sequence[Spot] = ()) -> list[str]:
     found = compared(rows)
     if not found:
         return []
-    over = [one.row.name for one in found if not one.ratio <= 1]
-    above = [one.row.name for one in found if one.above]
-    lower = _below([*rows, *beside], [one.row for one in found])
-    typical, used = median(one.ratio for one in found), [one.used for one in found]
+    inside = [one for one in found if not math.isnan(one.interpolated)]
+    typical = median(one.ratio for one in inside) if inside else math.nan
+    over = [one.row.name for one in inside if one.ratio > 1]
+    alike = [one for one in found if one.same is not None]
+    above = [one.row.name for one in alike if one.above]
+    used = [one.used for one in found]
+    types = {row.name: row for row in (*beside, *rows) if row.family == LLAMA}
+    lower = [name for name, row in types.items() if row.kl < interpolated([one.row for one in found], row.bytes)]
     return [
         f"| {HEAD} |",
         "|" + "---|" * (HEAD.count("|") + 1),
         *(one.line() for one in found),
         "",
-        _said(f"planned ≤ interpolated at {len(found)} sizes", not over, ", ".join(over) or "all"),
-        _said(f"planned ≤ {IN_THE_MEDIAN} × interpolated in the median", typical <= IN_THE_MEDIAN, f"{typical:.3f}"),
-        _said("none above one scheme of its size by more than the paired error", not above, ", ".join(above) or "none"),
-        _said(f"none larger than asked, {USED:.0%} of it used", all(USED <= share <= 1 for share in used),
+        _said(f"planned ≤ interpolated at {len(inside)} sizes", inside, not over, ", ".join(over) or "all"),
+        _said(f"planned ≤ {IN_THE_MEDIAN} × interpolated in the median", inside, typical <= IN_THE_MEDIAN,
+              f"{typical:.3f}"),
+        _said(f"not above one scheme of the same size by more than the paired error, at {len(alike)} sizes", alike,
+              not above, ", ".join(above) or "none is"),
+        _said(f"never larger than asked, {USED:.0%} of it used", used, all(USED <= share <= 1 for share in used),
               f"{min(used):.2%} to {max(used):.2%}"),
-        _said("no type of llama.cpp's below the planned curve", not lower, ", ".join(lower) or "none"),
+        _said(f"none of {len(types)} types of llama.cpp's below the planned curve", types, not lower,
+              ", ".join(lower) or "none is"),
     ]  # fmt: skip
 
 
@@ -115,20 +122,16 @@ def _kl(row: Row) -> str:
     return f"{row.kl:.4f} ± {row.mean('kl_divergence')[1] or 0:.4f}"
 
 
-def _said(what: str, met: bool, figure: str) -> str:
-    return f"{'met   ' if met else 'MISSED'} {what}: {figure}"
-
-
-def _below(rows: Sequence[Spot], found: Sequence[Row]) -> list[str]:
-    """Types of llama.cpp's with less divergence than the planned curve has at their size."""
-    types = [row for row in rows if row.family == LLAMA and row.bytes <= found[-1].bytes]
-    return [row.name for row in types if row.kl < interpolated(found, row.bytes)]
+def _said(what: str, of: Sized, met: bool, figure: str) -> str:
+    """of: what the bar is about; where there is nothing of it, it is open."""
+    return f"{'open  ' if not of else 'met   ' if met else 'MISSED'} {what}{f': {figure}' if of else ''}"
 
 
 def draw(rows: Sequence[Row], beside: Sequence[Spot], title: str, path: Path) -> None:
     """Both curves, and whatever else of about these sizes there is beside them."""
     found, best = planned(rows), uniform(rows)
-    inside = [row for row in (*rows, *beside) if row.family != PLANNED and row.bytes <= 1.1 * found[-1].bytes]
+    others = {row.name: row for row in (*beside, *rows) if row.family != PLANNED}
+    inside = [row for row in others.values() if row.bytes <= 1.1 * found[-1].bytes]
     with picture(path, (9, 6)) as axes:
         for curve, colour, label in ((best, "#228833", "one scheme for all blocks"), (found, "#66ccee", PLANNED)):
             x, y = [row.bytes / 1e6 for row in curve], [row.kl for row in curve]

@@ -96,10 +96,10 @@ def announce(job: Job) -> None:
     shapes, layers = arch.shapes(), job.plan.layers.items()
     searched = sum(math.prod(shapes[name]) for name, layer in layers if layer.scheme.weight.kind == "trellis")
     recovered = tokens * job.recipe.epochs if job.recovers else 0
-    graphs = 0
+    kept = recover.NOTHING_KEPT
     if job.windows is not None and recovered:
-        graphs = recover.graph_bytes(arch, job.recipe, job.windows.shape[1], job.device)
-    extra = estimate.Extra(searched, recovered, bool(recovered) and fast_in_half(job.device), graphs)
+        kept = recover.room(arch, job.recipe, job.windows, job.device, job.world)
+    extra = estimate.Extra(searched, recovered, bool(recovered) and fast_in_half(job.device), kept)
     say(estimate.lines(job.source.name, arch, tokens, needs, ROWS_PER_CHUNK, extra))
 
 

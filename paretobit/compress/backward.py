@@ -40,8 +40,8 @@ def backward(decoder: Decoder, weights: Weights, states: list[Tensor], gradient:
 
 
 def whole_bytes(arch: Arch, tokens: int) -> int:
-    """About what the graphs of all blocks hold for so many tokens: every product's output, and what norms, rotation,
-    attention and activation functions give."""
+    """About what the graphs of all blocks hold for so many tokens, beside their matrices: every product's output, and
+    what norms, rotation, attention and activation functions give."""
     shapes = (shape for shape in arch.block_shapes(0).values() if len(shape) == 2)
     products = sum(out for out, _ in shapes)
     return 4 * tokens * arch.layers * (2 * products + 6 * arch.hidden + 3 * arch.intermediate)

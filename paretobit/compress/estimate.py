@@ -17,7 +17,7 @@ import torch
 from paretobit.arch import Arch
 from paretobit.compress.backward import LOGITS
 from paretobit.compress.calibrate import paired_tokens
-from paretobit.compress.recover import SMALL
+from paretobit.compress.recover import NOTHING_KEPT, SMALL, Room
 from paretobit.compress.stats import BESIDE, GUIDE, LAG
 
 BASE_BYTES = 500e6  # python, torch and its thread pools
@@ -27,6 +27,7 @@ ELEMENT_SECONDS = 6e-9  # attention, norms, activations: a token, layer and chan
 LOGIT_COPIES = 6  # of a piece of logits, alive together where gradients are taken
 SEARCH_SECONDS = 5e-8  # the Viterbi search, a weight, all threads
 GUIDE_PASSES, RECOVERY_PASSES = 3, 5  # forward passes that they cost: forward, forward again, backward; the original
+WITH_GRAPHS, WITH_STATES = 1.0, 0.5  # of recovery's that are saved where these are kept
 FACTOR_PRODUCTS = 3  # products of width³ that factoring a tap's Hessian costs; twice that with `cross`
 FACTOR_MATRICES = 3  # (width, width) matrices held while factoring, beside the statistics
 
@@ -34,12 +35,12 @@ FACTOR_MATRICES = 3  # (width, width) matrices held while factoring, beside the 
 @dataclass(frozen=True)
 class Extra:
     """Work beside calibration. searched: weights whose codes are found by a Viterbi search; recovered: tokens, as often
-    as recovery sees them; half: whether its products are of bf16 numbers; graphs: bytes that it keeps of all blocks."""
+    as recovery sees them; half: whether its products are of bf16 numbers; kept: what it has room for."""
 
     searched: int = 0
     recovered: int = 0
     half: bool = False
-    graphs: int = 0
+    kept: Room = NOTHING_KEPT
 
 
 def matmul_flops(products: int = 4, dtype: torch.dtype = torch.float32) -> float:
@@ -84,7 +85,8 @@ def seconds(arch: Arch, tokens: int, needs: frozenset[str], flops: float, extra:
             total += GUIDE_PASSES * 2.0 * tokens * sum(map(math.prod, shapes)) / flops
     total += SEARCH_SECONDS * extra.searched
     recovering = half_flops if extra.half else flops
-    return total + RECOVERY_PASSES * 2.0 * extra.recovered * sum(map(math.prod, shapes)) / recovering
+    passes = RECOVERY_PASSES - WITH_GRAPHS * extra.kept.graphs - WITH_STATES * extra.kept.states
+    return total + passes * 2.0 * extra.recovered * sum(map(math.prod, shapes)) / recovering
 
 
 def peak_bytes(arch: Arch, tokens: int, needs: frozenset[str], vocab_rows: int, extra: Extra = Extra()) -> float:
@@ -93,8 +95,7 @@ def peak_bytes(arch: Arch, tokens: int, needs: frozenset[str], vocab_rows: int, 
     if extra.recovered or GUIDE in needs:
         parameters = sum(map(math.prod, arch.shapes().values()))
         held = parameters if parameters <= SMALL else arch.vocab * arch.hidden
-        states = 4 * tokens * arch.hidden if extra.recovered else 0
-        batch = 4 * 2048 * arch.hidden * arch.layers + 4 * LOGIT_COPIES * LOGITS + extra.graphs + states
+        batch = 4 * 2048 * arch.hidden * arch.layers + 4 * LOGIT_COPIES * LOGITS + extra.kept.nbytes
         beside = peak_bytes(arch, tokens, needs - {GUIDE}, vocab_rows)
         return max(beside, BASE_BYTES + 4 * 2 * held + batch)
     block = max(4 * sum(map(math.prod, arch.block_shapes(layer).values())) for layer in range(arch.layers))

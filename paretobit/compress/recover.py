@@ -51,14 +51,37 @@ class Recipe:
     rate: float = 4e-3
 
 
-class Original:
-    """What a decoder's head multiplies on windows (n, tokens): computed once where there is room. Every window by
-    itself, so that an interrupted run goes on with the same bits."""
+@dataclass(frozen=True)
+class Room:
+    """What is kept where memory allows, so that nothing is computed twice. graphs: of all blocks, of a batch; states:
+    what the original's head multiplies, of all windows; nbytes: what both take."""
 
-    def __init__(self, decoder: Decoder, windows: np.ndarray) -> None:
-        self.decoder, self.windows = decoder, windows
+    graphs: bool = False
+    states: bool = False
+    nbytes: int = 0
+
+
+NOTHING_KEPT = Room()
+
+
+def room(arch: Arch, recipe: Recipe, windows: np.ndarray, device: str, world: World) -> Room:
+    """For windows (n, tokens), this process's share. Graphs hold on to every block's matrices: a model that is not held
+    whole keeps none."""
+    spare = memory_free(device) // (SPARE * world.size)
+    parameters = sum(map(math.prod, arch.shapes().values()))
+    of_graphs = whole_bytes(arch, recipe.batch * windows.shape[1])
+    of_states = 4 * windows.size * arch.hidden
+    graphs, states = parameters <= SMALL and of_graphs <= spare, of_states <= spare
+    return Room(graphs, states, graphs * of_graphs + states * of_states)
+
+
+class Original:
+    """What a decoder's head multiplies on windows (n, tokens), computed once if `keep`. Every window by itself, so that
+    an interrupted run goes on with the same bits."""
+
+    def __init__(self, decoder: Decoder, windows: np.ndarray, keep: bool) -> None:
+        self.decoder, self.windows, self.keep = decoder, windows, keep
         self._kept: dict[int, Tensor] = {}
-        self._keep = 4 * windows.size * decoder.arch.hidden <= memory_free(decoder.device) // SPARE
 
     def states(self, which: np.ndarray) -> Tensor:  # (b,) -> (b, tokens, hidden)
         return torch.stack([self._window(int(i)) for i in which])
@@ -67,15 +90,9 @@ class Original:
         if i in self._kept:
             return self._kept[i]
         found = states_of(self.decoder, torch.from_numpy(self.windows[i : i + 1]))[0]
-        if self._keep:
+        if self.keep:
             self._kept[i] = found
         return found
-
-
-def graph_bytes(arch: Arch, recipe: Recipe, tokens: int, device: str) -> int:
-    """What the graphs of all blocks hold for windows of so many tokens; 0 where they go at once for want of room."""
-    found = whole_bytes(arch, recipe.batch * tokens)
-    return found if found <= memory_free(device) // SPARE else 0
 
 
 class Student:
@@ -164,8 +181,8 @@ def run(source: Checkpoint, plan: Plan, windows: np.ndarray, units: list[Path], 
         return out
     student = Student(source, plan, units, device)
     parameters, half = sum(map(math.prod, source.arch.shapes().values())), fast_in_half(device)
-    original = Original(Decoder(source, device=device, keep=parameters <= SMALL, half=half), windows)
-    whole = graph_bytes(source.arch, recipe, windows.shape[1], device) > 0
+    kept = room(source.arch, recipe, windows, device, world)
+    original = Original(Decoder(source, device=device, keep=parameters <= SMALL, half=half), windows, kept.states)
     groups = [{"params": [delta], "share": student.share(name)} for name, delta in student.deltas.items()]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
     count = world.least(len(windows))
@@ -185,7 +202,7 @@ def run(source: Checkpoint, plan: Plan, windows: np.ndarray, units: list[Path], 
             ids = torch.from_numpy(windows[steps[step]]).to(student.device)
             with halved(device, half):
                 target = as_predicted(original.decoder, original.states(steps[step]))
-                loss = one_step(student, target, ids, 1.0, whole)
+                loss = one_step(student, target, ids, 1.0, kept.graphs)
             moments.fill(student.deltas.values())
             for delta in student.deltas.values():
                 assert delta.grad is not None

@@ -29,6 +29,8 @@ class Size:
 def check_ending(path: Path) -> None:
     if path.suffix.lower() not in ENDINGS or path.is_dir():
         raise ParetobitError(f"{path} is not the name of a picture", hint="name one, such as --draw frontier.svg")
+    if not path.absolute().parent.is_dir():
+        raise ParetobitError(f"{path}: no such folder", hint="make it first")
 
 
 def picture(title: str, sizes: Sequence[Size], path: Path) -> bytes:

@@ -57,7 +57,7 @@ def altair_or_hint() -> Any:
         import altair
         import vl_convert  # noqa: F401  (the script needs it in the end)
     except ImportError as why:
-        raise ParetobitError(f"report needs {why.name}", hint="pip install 'paretobit[report]'") from None
+        raise ParetobitError(f"pictures need {why.name}", hint="pip install 'paretobit[report]'") from None
     return altair
 
 

@@ -12,10 +12,11 @@ import pytest
 from paretobit import costs
 from paretobit.arch.spec import EMBED
 from paretobit.artifact import Artifact
+from paretobit.checkpoint import open_model
 from paretobit.compress import bank, sensitivity
 from paretobit.costs import Costs
 from paretobit.errors import ParetobitError
-from paretobit.planfile import read_plan
+from paretobit.planfile import read_plan, taps
 from paretobit.sizes import tensor_bytes
 from paretobit.verbs import planning
 from paretobit.verbs.merge import merge
@@ -56,7 +57,7 @@ def test_what_fits_is_never_larger_and_wastes_little(
     fit = quantize(str(model), fit=(wish,), calib=str(text), out=str(tmp_path / "out"), **TEXT)
     made = Artifact(tmp_path / "out")
     assert made.size_bytes == fit.size_bytes <= limit
-    # The least step up that is left: a tap's matrices on the next scheme. Nothing so small may still fit.
+    # The least step up that is left: a matrix on the next scheme. Nothing so small may still fit.
     shapes = made.arch.shapes()
     spare = limit - made.size_bytes
     assert spare < max(tensor_bytes(made.plan.layers[name].scheme, shapes[name]) for name in made.plan.layers)
@@ -167,12 +168,11 @@ def test_matrices_that_are_tied_are_stored_alike_and_do_no_better(
     model: Path, text: Path, tmp_path: Path, frontier: Frontier
 ) -> None:
     out = tmp_path / "plan.json"
-    plan(str(model), calib=str(text), tied=True, fit=("44kB",), out=str(out), **TEXT)
-    layers = read_plan(out.read_text(), "plan").layers
-    for layer in range(2):
-        at = f"model.layers.{layer}."
-        assert len({layers[f"{at}self_attn.{part}_proj.weight"].scheme for part in "qkv"}) == 1
-        assert len({layers[f"{at}mlp.{part}_proj.weight"].scheme for part in ("gate", "up")}) == 1
+    for tied in (True, False):
+        plan(str(model), calib=str(text), tied=tied, fit=("44kB",), out=str(out), **TEXT)
+        layers = read_plan(out.read_text(), "plan").layers
+        alike = [{layers[name].scheme for name in tap.consumers} for tap in taps(open_model(str(model)).arch)]
+        assert all(len(schemes) == 1 for schemes in alike) == tied
     tied = plan(str(model), calib=str(text), tied=True, **TEXT)
     free = {row.bits_per_weight: row.kl_divergence for row in frontier.rows}
     for row in tied.rows[1:]:
@@ -271,6 +271,7 @@ def test_what_can_be_had_is_drawn(model: Path, text: Path, tmp_path: Path, comma
     assert command(*told, tmp_path / "c.PNG").code == 0
     assert (tmp_path / "c.PNG").read_bytes().startswith(b"\x89PNG")
     assert "c.jpg is not the name of a picture; hint: name one" in command(*told, tmp_path / "c.jpg").error
+    assert "no/c.svg: no such folder; hint: make it first" in command(*told, tmp_path / "no" / "c.svg").error
     assert "at every size; hint: leave --fit" in command(*told, tmp_path / "d.svg", "--fit", "44kB").error
     assert len(contents(tmp_path)) == 3
 

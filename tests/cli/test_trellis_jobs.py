@@ -167,14 +167,20 @@ def test_an_interrupted_recovery_goes_on(
     assert contents(tmp_path / "out")["model.safetensors"] == contents(packed)["model.safetensors"]
 
 
+@pytest.mark.parametrize("free", [0, 1 << 40])
 def test_where_memory_is_short_recovery_computes_again(
-    packed: Path, model: Path, text: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+    packed: Path, model: Path, text: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, free: int
 ) -> None:
-    hidden, calls = Decoder.hidden, []
-    monkeypatch.setattr(recover, "memory_free", lambda device: 0)
-    monkeypatch.setattr(Decoder, "hidden", lambda self, ids: (calls.append(len(ids)), hidden(self, ids))[1])
+    """To the same bytes; where it is not, every window meets the original once, and every block is computed once."""
+    calls: list[bool] = []
+    hidden, step = Decoder.hidden, recover.one_step
+    monkeypatch.setattr(recover, "memory_free", lambda device: free)
+    monkeypatch.setattr(Decoder, "hidden", lambda self, ids: (calls.append(free > 0), hidden(self, ids))[1])
+    monkeypatch.setattr(recover, "one_step", lambda *given: (calls.append(given[-1]), step(*given))[1])
     made(model, text, tmp_path / "out")
-    assert len(calls) == recover.Recipe().epochs * TOKENS // 512
+    windows, epochs = TOKENS // 512, recover.Recipe().epochs
+    steps = windows * epochs // recover.Recipe().batch
+    assert calls.count(free > 0) == len(calls) == steps + windows * (1 if free else epochs)
     assert contents(tmp_path / "out")["model.safetensors"] == contents(packed)["model.safetensors"]
 
 

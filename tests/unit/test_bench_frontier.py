@@ -63,12 +63,15 @@ def test_planned_models_are_held_against_what_needs_no_plan() -> None:
     assert math.isnan(frontier_planned.interpolated(one, 400_001))
     good = [row("--fit 3bpw", "planned", 250_000, 0.1, 0.2), row("--fit 3.02bpw", "planned", 399_900, 0.09, 0.11)]
     assert frontier_planned.lines(one) == []
-    table, said = _halves(frontier_planned.lines([*one, mixed, *good]))
+    peer = row("IQ2", "llama.cpp", 260_000, 0.6)
+    table, said = _halves(frontier_planned.lines([*one, mixed, *good], [peer]))
     assert [line.split(" | ")[2] for line in table[2:]] == ["100.00%", "99.34%"]
     assert [line.split(" | ")[5:] for line in table[2:]] == [
         ["0.500", "", " |"], ["0.666", "w3t: 0.1500 ± 0.0500", "-0.0500 ± 0.0400 |"],
     ]  # fmt: skip
     assert [line[:6] for line in said] == ["met   "] * 5
+    _, said = _halves(frontier_planned.lines(good))
+    assert [line[:6] for line in said] == ["open  ", "open  ", "open  ", "met   ", "open  "]
     bad = [row("--fit 2bpw", "planned", 100_100, 0.7, 0.9), row("--fit 3.1bpw", "planned", 300_000, 0.3, 0.3)]
     peers = [row("IQ2", "llama.cpp", 200_000, 0.3), row("IQ3", "llama.cpp", 250_000, 0.9)]
     _, said = _halves(frontier_planned.lines([*one, *bad], peers))
