@@ -26,6 +26,8 @@ from paretobit.sizes import human, tensor_bytes
 from paretobit.work import MANIFEST, Work, write_atomically
 
 KIND = "bank"
+# GPTQ among matrices on a trellis: it makes up for what the stream lacks as these do, and one factoring serves a tap.
+BESIDE_TRELLIS = {"gptq": {"act_order": False, "asymmetric": 0.65, "residual": 1.1, "trusted": True}}
 SCHEMES = ("w1t", "w2t", "w3t", "w4t", "w5", "w6", "w8")
 
 
@@ -33,7 +35,7 @@ def uniform_plan(source: Checkpoint, scheme: str) -> Plan:
     """Every matrix on one scheme by the method that suits it, every tap turned: what the bank holds of a scheme."""
     method = methods.default(parse(scheme).weight)
     lookup = methods.for_lookup(method, {}, source.arch.tied)
-    made = uniform(source.arch, source.hash, scheme, scheme, (method, lookup, method), {})
+    made = uniform(source.arch, source.hash, scheme, scheme, (method, lookup, method), BESIDE_TRELLIS)
     return replace(made, transforms=({"method": ROTATE, "seed": 0},))
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ SPARE = 4  # a part of the memory that is free, which may be used to be faster
 @dataclass(frozen=True)
 class Recipe:
     """epochs: times that every window is seen; batch: windows a step; rate: of Adam, on factors that start at 1, with a
-    cosine to 0. Each bit beyond 2 halves a tensor's rate twice, as it does the squared error that is to be repaired."""
+    cosine to 0. Each bit beyond 2 halves a rate twice, as it does the squared error that is to be repaired."""
 
     epochs: int = 2
     batch: int = 2
@@ -113,13 +114,18 @@ class Student:
         self._keep = sum(map(math.prod, shapes.values())) <= SMALL
 
     def share(self, name: str) -> float:
-        """Of the recipe's rate: what a tensor's factors move by. Norms move with the blocks' finest grid."""
-        plan = self.plan.layers
-        if name in plan:
-            return min(1.0, 4 ** (2 - plan[name].scheme.weight.bits))
-        return min(
-            (self.share(other) for other in plan if self.units.quantized(other) and not is_embedding(other)), default=1
-        )
+        """Of the recipe's rate: what a tensor's factors move by. Those of blocks and norms repair the error of all
+        blocks, whatever their own share of it: they move by the blocks' mean width."""
+        own = is_embedding(name) and name in self.plan.layers
+        return min(1.0, 4 ** (2 - (self.plan.layers[name].scheme.weight.bits if own else self._mean_bits)))
+
+    @cached_property
+    def _mean_bits(self) -> float:
+        """Of the blocks' quantized weights; 2 where there are none."""
+        blocks = [name for name in self.plan.layers if self.units.quantized(name) and not is_embedding(name)]
+        weights = {name: math.prod(self.arch.shapes()[name]) for name in blocks}
+        bits = sum(weights[name] * self.plan.layers[name].scheme.weight.bits for name in blocks)
+        return bits / sum(weights.values()) if blocks else 2.0
 
     def rounded(self, name: str) -> Tensor:
         """A matrix as rounded, float32 (out, in) in the model's basis; other tensors as the original's."""

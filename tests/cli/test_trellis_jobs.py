@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from paretobit.compress.world import World
 from paretobit.errors import ParetobitError
 from paretobit.planfile import uniform
 from paretobit.runtime.session import Session
+from paretobit.scheme import parse
 from tests.commands import Command, contents
 
 TOKENS = 1024
@@ -203,6 +205,19 @@ def test_an_interrupted_job_measures_the_guide_once(
     monkeypatch.setattr(guide, "measure", dies)
     made(model, text, tmp_path / "out", **options)
     assert contents(tmp_path / "out")["model.safetensors"] == contents(tmp_path / "whole")["model.safetensors"]
+
+
+def test_all_blocks_of_a_mixture_are_recovered_alike(packed: Path, model: Path) -> None:
+    source, plan = open_model(str(model)), Artifact(packed).plan
+    norm, down = "model.norm.weight", "model.layers.1.mlp.down_proj.weight"
+    for bits, scheme in ((2, "w2t"), (4, "w4t")):
+        student = recover.Student(
+            source, uniform(source.arch, source.hash, scheme, "w3t", ("trellis",) * 3, {}), [], "cpu"
+        )
+        assert student.share(norm) == student.share(down) == 4 ** (2 - bits) and student.share(EMBED) == 1 / 4
+    layers = {n: replace(at, scheme=parse("w4t" if n == down else "w2t")) for n, at in plan.layers.items()}
+    student = recover.Student(source, replace(plan, layers=layers), [packed / "model.safetensors"], "cpu")
+    assert 1 / 16 < student.share(norm) == student.share(down) < 1 == student.share(EMBED)
 
 
 def test_an_embedding_in_16_bits_keeps_its_basis(model: Path, text: Path, tmp_path: Path, quick: None) -> None:

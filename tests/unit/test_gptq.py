@@ -183,3 +183,10 @@ def test_statistics_add_up_to_the_gram_matrix_and_merge() -> None:
         assert torch.equal(stats.hessian, stats.hessian.T)
         assert torch.equal(stats.absmax, x.abs().amax(0))
     assert torch.allclose(whole.absmean, x.abs().sum(0), rtol=1e-5)
+
+
+def test_corrections_are_trusted_by_the_text_there_is() -> None:
+    stats = TapStats.empty(96, frozenset(), torch.device("cpu"), 32)
+    stats.paired = 16 * 32
+    found = gptq.as_trusted(gptq.Params(asymmetric=0.6, residual=1.0, trusted=True), stats)
+    assert (found.asymmetric, found.residual) == pytest.approx((0.3, 0.2))

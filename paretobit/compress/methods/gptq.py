@@ -9,8 +9,8 @@ and Wan, arXiv 2509.06297), solved once before rounding.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from paretobit.qtensor import QTensor
 from paretobit.scheme import Grid
 
 KIND = "round"
+HALF_CROSS, HALF_LAG = 16, 64  # tokens for each channel of the stream at which a correction has half its strength
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Params:
     act_order: round the columns with the largest Hessian diagonal first. block: columns between two lazy updates.
     asymmetric: strength of the GPTAQ term, 0 = off; it acts where inputs come from already rounded blocks.
     residual: how much of what the residual stream lacks so far the outputs make up for, 0 = nothing; where it acts, so
-    does a weight on tokens, the inverse of the stream's mean square.
+    does a weight on tokens, the inverse of the stream's mean square. trusted: whether these two are strengths for text
+    without end, and less text has less (HALF_CROSS, HALF_LAG).
     weighted: search the scales with columns weighted by the Hessian's diagonal."""
 
     damp: float = 0.01
@@ -40,6 +42,7 @@ class Params:
     block: int = 128
     asymmetric: float = 0.25
     residual: float = 0.0
+    trusted: bool = False
     weighted: bool = True
 
     def __post_init__(self) -> None:
@@ -62,12 +65,16 @@ class Feedback(Protocol):
     def residual(self) -> float: ...
 
 
+F = TypeVar("F", bound=Any)  # a method's Params, with asymmetric and residual
+
+
 def needs(params: Feedback) -> set[str]:
     return {HESSIAN} | ({CROSS} if params.asymmetric else set()) | ({LAG} if params.residual else set())
 
 
 def run(w: Tensor, stats: TapStats, grid: Grid, params: Params) -> QTensor:
     """w (out, in) float32, stats.hessian (in, in) -> QTensor on `grid`."""
+    params = as_trusted(params, stats) if params.trusted else params
     order, upper, pull = factor(stats, params)
     w = caught_up(w, stats, order, upper, params.residual)
     assert stats.hessian is not None
@@ -75,6 +82,16 @@ def run(w: Tensor, stats: TapStats, grid: Grid, params: Params) -> QTensor:
     affine = Affine.search(w, grid, importance)
     codes = feed_back(w, affine, order, upper, pull, params.block)
     return affine.pack(codes)
+
+
+def as_trusted(params: F, stats: TapStats) -> F:
+    """The corrections' strengths for the text there is: what is fitted to few tokens a channel is mostly noise."""
+    tokens = stats.paired / (stats.stream or stats.width)
+    return replace(
+        params,
+        asymmetric=params.asymmetric * tokens / (tokens + HALF_CROSS),
+        residual=params.residual * tokens / (tokens + HALF_LAG),
+    )
 
 
 def factor(stats: TapStats, params: Feedback) -> tuple[Tensor, Tensor, Tensor | None]:

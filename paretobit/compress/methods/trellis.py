@@ -9,7 +9,7 @@ column loop and the asymmetric term are GPTQ's and GPTAQ's (see gptq.py); row we
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,13 +25,12 @@ from paretobit.scheme import Grid
 
 KIND = "round"
 GRIDS = ("trellis",)
-HALF_CROSS, HALF_LAG = 16, 64  # tokens for each channel of the stream at which a correction has half its strength
 
 
 @dataclass(frozen=True)
 class Params:
     """damp: added to the Hessian's diagonal, as a share of its mean; raised tenfold while the factorization fails.
-    asymmetric, residual: as gptq's, but with text without end; less on less (HALF_CROSS, HALF_LAG). act_order, block:
+    asymmetric, residual: as gptq's, but with text without end; less on less (gptq.as_trusted). act_order, block:
     as gptq's; rotated columns are alike, so their order is left. gain: the row scale, over the one that suits the
     row's standard deviation. refits: how often scales are fitted to the codes under the Hessian and codes searched
     anew. fit: whether scales are fitted to the codes at the end. guided: weigh tokens and rows by the gradient of the
@@ -67,7 +66,7 @@ def run(w: Tensor, stats: TapStats, grid: Grid, params: Params) -> QTensor:
     """
     if grid.kind != "trellis":
         raise ParetobitError(f"trellis rounds onto trellis grids, not '{grid.kind}'", hint="use --method gptq")
-    params = trusted(params, stats)
+    params = gptq.as_trusted(params, stats)
     order, upper, pull = gptq.factor(stats, params)
     w = gptq.caught_up(w, stats, order, upper, params.residual)
     row_weight = stats.row_weight if params.guided else None
@@ -79,16 +78,6 @@ def run(w: Tensor, stats: TapStats, grid: Grid, params: Params) -> QTensor:
     if params.fit:
         scale = refit(w, codes, grid, stats, params.asymmetric)
     return QTensor(codes, scale.numpy().astype(np.float16)[:, None], None, grid)
-
-
-def trusted(params: Params, stats: TapStats) -> Params:
-    """The corrections' strengths for the text there is: what is fitted to few tokens a channel is mostly noise."""
-    tokens = stats.paired / (stats.stream or stats.width)
-    return replace(
-        params,
-        asymmetric=params.asymmetric * tokens / (tokens + HALF_CROSS),
-        residual=params.residual * tokens / (tokens + HALF_LAG),
-    )
 
 
 def nearest(w: Tensor, grid: Grid) -> QTensor:
