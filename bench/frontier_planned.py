@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from bench.frontier_picture import mark_of
 from bench.frontier_rows import Row, Spot, frontier, paired_kl
 from bench.pictures import picture
 
@@ -132,7 +133,7 @@ def draw(rows: Sequence[Row], beside: Sequence[Spot], title: str, path: Path) ->
     found, best = planned(rows), uniform(rows)
     others = {row.name: row for row in (*beside, *rows) if row.family != PLANNED}
     inside = [row for row in others.values() if row.bytes <= 1.1 * found[-1].bytes]
-    with picture(path, (9, 6)) as axes:
+    with picture(path, (9, 6), mark_of(rows)) as axes:
         for curve, colour, label in ((best, "#228833", "one scheme for all blocks"), (found, "#66ccee", PLANNED)):
             x, y = [row.bytes / 1e6 for row in curve], [row.kl for row in curve]
             errors = [row.mean("kl_divergence")[1] or 0 for row in curve]

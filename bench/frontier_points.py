@@ -207,7 +207,10 @@ OURS: tuple[Point, ...] = (
     Ours("w3t", "trellis", {"recover": False}, "gate_proj w2t, up_proj w2t, not trained", NARROW),
     Ours("w2t", "trellis", mix=(("v_proj", "w3t"),)),
     *(Ours(scheme, "trellis", {"embed": embed}) for scheme, embed in EMBEDS),
-    *(Ours("w4t", "trellis", {"embed": embed, "recover": True}) for embed in ("w2t", "w3t", "w4t", "w5", "w6")),
+    *(
+        Ours("w4t", "trellis", {"embed": embed, "recover": True}, f"embed {embed}, recovered")
+        for embed in ("w2t", "w3t", "w4t", "w5", "w6")
+    ),
     *(Ours("plan", "planned", {"fit": (f"{wish}bpw",)}, f"--fit {wish}bpw") for wish in WISHES),
 )
 # Rows of neither demo model divide by 256, so most types leave the embedding at 8 bits or so; IQ4_NL is the smallest

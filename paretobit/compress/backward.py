@@ -52,7 +52,7 @@ def through(
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The last block's output, and what leads a gradient there back to the first block's input x (b, t, hidden).
 
-    whole: the graphs of all blocks stay, and nothing is computed again: the same bits in three quarters of the time.
+    whole: the graphs of all blocks stay, and nothing is computed again: the same bits in less time.
     """
     if not whole:
         states = forward(decoder, weights, x)

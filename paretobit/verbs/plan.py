@@ -116,8 +116,7 @@ def plan(
         write_atomically(Path(out), chosen[0].plan.to_json().encode())
     about = chooser.machine.about if chooser.machine else None
     rows = tuple(row_of(chooser, found) for found in chosen)
-    if draw is not None:
-        write_atomically(Path(draw), drawn(source.name, rows, Path(draw)))
+    write_picture(draw, source.name, rows)
     return Frontier(source.name, source.bits16, corpus.source, rows, out, about)
 
 
@@ -142,11 +141,15 @@ def check_draw(draw: str | None, wish: Wish, shard: str | None) -> None:
     altair_or_hint()
 
 
-def drawn(name: str, rows: Sequence[Row], path: Path) -> bytes:
+def write_picture(draw: str | None, name: str, rows: Sequence[Row]) -> None:
+    """What can be had at every size, if a file is named for it."""
+    if draw is None:
+        return
     from paretobit.reports.afford import Size, picture
+    from paretobit.work import write_atomically
 
     sizes = [Size(row.size_bytes / 1e6, row.kl_divergence, row.stderr or 0.0, row.weights) for row in rows]
-    return picture(f"{name}: what can be had at every size", sizes, path)
+    write_atomically(Path(draw), picture(f"{name}: what can be had at every size", sizes, Path(draw)))
 
 
 def measured_shard(planner: Planner, corpus: Corpus, shard: str, out: Path) -> Frontier:
