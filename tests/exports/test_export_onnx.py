@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import paretobit as pb
+from paretobit import hardware
 from paretobit.artifact import Artifact
 from paretobit.compress.model import Decoder
 from paretobit.errors import ParetobitError
@@ -96,7 +98,12 @@ class Rounded(Decoder):
         return torch.clamp(torch.round(y / scale), -128, 127) * scale
 
 
-@pytest.mark.parametrize("scheme", ["w8", "w4"])
+# Without VNNI, ONNX Runtime adds pairs of products in 16 bits, which codes of 8 bits overflow: its limit, not the file's.
+SATURATES = platform.machine() == "x86_64" and not any("vnni" in flag for flag in hardware.cpu_flags())
+OVERFLOWS = pytest.mark.xfail(SATURATES, reason="this processor has no VNNI", strict=False)
+
+
+@pytest.mark.parametrize("scheme", [pytest.param("w8", marks=OVERFLOWS), "w4"])
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_static_int8(shelf: Shelf, family: str, scheme: str, text: Path, tmp_path: Path) -> None:
     """A reference that rounds at the same taps differs by no more than the few roundings that fall on the other side:
