@@ -98,7 +98,7 @@ class Rounded(Decoder):
         return torch.clamp(torch.round(y / scale), -128, 127) * scale
 
 
-# Without VNNI, ONNX Runtime adds pairs of products in 16 bits, which codes of 8 bits overflow: its limit, not the file's.
+# Without VNNI, ONNX Runtime adds pairs of products in 16 bits, which codes of 8 bits overflow: nothing of the file's.
 SATURATES = platform.machine() == "x86_64" and not any("vnni" in flag for flag in hardware.cpu_flags())
 OVERFLOWS = pytest.mark.xfail(SATURATES, reason="this processor has no VNNI", strict=False)
 
