@@ -30,7 +30,7 @@ from pathlib import Path
 from bench import frontier_planned
 from bench.frontier_picture import draw, written
 from bench.frontier_points import Calibration, Point, points
-from bench.frontier_report import bars, pair_line, table
+from bench.frontier_report import LLAMA, bars, pair_line, table
 from bench.frontier_rows import Original, Row, Rows, key_of, measure, window_id
 from paretobit import hardware, open_model
 from paretobit.checkpoint.base import Checkpoint
@@ -107,7 +107,7 @@ def main() -> None:
         print("\n".join([table(rows), "", *bars(rows), *(pair_line(rows, a, b) for a, b in given.pair)]), flush=True)
         name, title = model.rpartition(":")[2].rpartition("/")[2], f"{model}: {len(rows[0].per_window['nll'])} windows"
         beside = written(given.beside.read_text()).get(name, []) if given.beside else []
-        beside = [row for row in beside if row.family == frontier_planned.LLAMA]  # ours may have had another text
+        beside = [row for row in beside if row.family == LLAMA]  # ours may have had another text
         print("\n".join(["", *frontier_planned.lines(rows, beside)]), flush=True)
         if given.draw and frontier_planned.planned(rows):
             frontier_planned.draw(rows, beside, title, Path(given.draw) / f"planned-{name}.svg")

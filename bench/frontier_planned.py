@@ -15,11 +15,12 @@ from pathlib import Path
 from statistics import median
 
 from bench.frontier_picture import mark_of
+from bench.frontier_report import LLAMA, kl_text
 from bench.frontier_rows import Row, Spot, frontier, paired_kl
 from bench.pictures import picture
 
 OURS = ("rtn", "gptq", "trellis")
-PLANNED, LLAMA = "planned", "llama.cpp"
+PLANNED = "planned"
 IN_THE_MEDIAN = 0.92  # of the interpolated divergence
 HEAD = "planned | MB | used | KL | one scheme, interpolated | ÷ | one scheme of this size | planned less it"
 WISH = re.compile(r"--fit (?P<bits>[0-9.]+)bpw")
@@ -74,8 +75,8 @@ class Compared:
         row, cells = self.row, ["", ""]
         if self.same:
             gap, stderr = paired_kl(row, self.same)
-            cells = [f"{self.same.name}: {_kl(self.same)}", f"{gap:+.4f} ± {stderr or 0:.4f}"]
-        cells = [f"{self.used:.2%}", _kl(row), f"{self.interpolated:.4f}", f"{self.ratio:.3f}", *cells]
+            cells = [f"{self.same.name}: {kl_text(self.same)}", f"{gap:+.4f} ± {stderr or 0:.4f}"]
+        cells = [f"{self.used:.2%}", kl_text(row), f"{self.interpolated:.4f}", f"{self.ratio:.3f}", *cells]
         return f"| {row.name} | {row.bytes / 1e6:.2f} | {' | '.join(cells)} |"
 
 
@@ -117,10 +118,6 @@ def lines(rows: Sequence[Row], beside: Sequence[Spot] = ()) -> list[str]:
         _said(f"none of {len(types)} types of llama.cpp's below the planned curve", types, not lower,
               ", ".join(lower) or "none is"),
     ]  # fmt: skip
-
-
-def _kl(row: Row) -> str:
-    return f"{row.kl:.4f} ± {row.mean('kl_divergence')[1] or 0:.4f}"
 
 
 def _said(what: str, of: Sized, met: bool, figure: str) -> str:

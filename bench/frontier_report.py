@@ -49,7 +49,7 @@ def table(rows: Sequence[Row]) -> str:
             row.family,
             f"{row.bytes / 1e6:.2f}",
             f"{row.bits_per_weight:.3f}",
-            f"{row.kl:.4f} ± {row.mean('kl_divergence')[1] or 0:.4f}",
+            kl_text(row),
             f"{row.perplexity:.2f}",
             f"{row.mean('same_top1')[0]:.1%}",
             f"{row.seconds:.0f}",
@@ -58,6 +58,11 @@ def table(rows: Sequence[Row]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def kl_text(row: Row) -> str:
+    """With its standard error."""
+    return f"{row.kl:.4f} ± {row.mean('kl_divergence')[1] or 0:.4f}"
 
 
 def pair_line(rows: Sequence[Row], a: str, b: str) -> str:
