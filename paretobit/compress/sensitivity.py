@@ -9,7 +9,7 @@ tensors are added up as if independent, and that is measured to hold from 8 bits
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -45,7 +45,8 @@ def measure(
     arch, size = source.arch, windows.shape[1]
     together = max(1, STATES_BYTES // (4 * (arch.layers + 1) * size * arch.hidden))
     starts, found = range(0, len(windows), together), []
-    with progress(f"what every scheme costs {source.name}", len(starts) * (arch.layers + 1)) as advance:
+    steps = arch.layers + sum(1 for _ in pieces(arch.vocab, VOCABULARY_ROWS))
+    with progress(f"what every scheme costs {source.name}", len(starts) * steps) as advance:
         for start in starts:
             path = work.path(f"costs-{start:05d}.safetensors")
             if not path.exists():
@@ -54,7 +55,7 @@ def measure(
                     advance(1)
                 write_arrays(path, {"costs": chunk.costs.numpy().astype(np.float32)})
             else:
-                advance(arch.layers + 1)
+                advance(steps)
             found.append(SafetensorsFile(path).read_float32("costs"))
     return np.concatenate(found)
 
@@ -76,11 +77,10 @@ class Chunk:
         self.generator = torch.Generator(decoder.device).manual_seed(seed)
 
     def run(self) -> Iterator[None]:
-        """Yields after the head and after every block, from the last to the first."""
+        """Yields after every piece of the head and after every block, from the last to the first."""
         decoder, arch = self.decoder, self.decoder.arch
         states = forward(decoder, decoder.weights, decoder.embed(self.ids))
-        gradient = self._head(states.pop())
-        yield
+        gradient = yield from self._head(states.pop())
         for layer in reversed(range(arch.layers)):
             gradient = self._block(layer, states.pop(), gradient)
             yield
@@ -98,8 +98,9 @@ class Chunk:
         tokens = (moved * gradient).sum(-1).double()
         self.costs[rows, self.names.index(name), column] += tokens.square().mean(-1).cpu() / 2
 
-    def _head(self, x: Tensor) -> Tensor:  # (n, t, hidden) -> (n, t, hidden)
-        """The gradient of log p(y) at the last block's output: [y] - p at the logits, a piece of them at a time."""
+    def _head(self, x: Tensor) -> Generator[None, None, Tensor]:  # (n, t, hidden) -> (n, t, hidden)
+        """The gradient of log p(y) at the last block's output: [y] - p at the logits, a piece of them at a time, after
+        which it yields."""
         decoder = self.decoder
         name = EMBED if decoder.arch.tied else HEAD
         x.requires_grad_()
@@ -118,6 +119,7 @@ class Chunk:
                 found[part] += g @ weight
                 for column, error in enumerate(errors):
                     sums[column, part] += ((g @ error) * flat[part]).sum(-1)
+            yield
         tokens = sums.double().view(len(self.bank), *z.shape[:2]).square().mean(-1) / 2
         self.costs[:, self.names.index(name)] += tokens.T.cpu()
         z.backward(found.view_as(z))

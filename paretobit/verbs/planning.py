@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 
 MIXTURE = "mixture"  # nats of the bank's tensors put together; COST: of the packed model
 # What is left of a block matrix' cost where it is rounded as `quantize` does, with inputs of blocks already rounded,
-# corrected towards the original's, and recovered. The bank has nothing of that. Of SmolLM2-135M (docs/planner.md).
+# corrected towards the original's, and recovered, and of an embedding's or head's, which all blocks make up for. The
+# bank has nothing of that. Of SmolLM2-135M (docs/planner.md).
 LEFT = {"w1t": 0.42, "w2t": 0.52, "w3t": 0.75, "w4t": 0.88}
+LEFT_OF_ENDS = 0.4
 AGREES = 0.05  # measured and predicted divergence as close as this: no more to correct
 ROUNDS = 6
 MOST_TRIES, SAME_SIZE = 6, 0.05  # until a choice has the size that its speed was predicted for
@@ -88,7 +90,7 @@ class Planner:
         found = {}
         for group, names in self.members.items():
             mixture = mean[[row[name] for name in names]].sum(0) * factor[side(group)]
-            cost = mixture if is_embedding(group) else mixture * left
+            cost = mixture * (LEFT_OF_ENDS if is_embedding(group) else left)
             found[group] = [
                 Choice(scheme, {
                     COST: float(cost[column]), MIXTURE: float(mixture[column]),
