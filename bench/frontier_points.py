@@ -107,7 +107,8 @@ class Ours:
             shutil.rmtree(out, ignore_errors=True)
         fit = quantize(name, out=str(out), overwrite=True, **options)
         stamp.write_text(sources())
-        words = [f"--{key} {item}" for key, value in options.items() for item in _listed(value)]
+        # a file by its name alone: rows are kept, and where it lay says nothing elsewhere
+        words = [f"--{key} {Path(str(item)).name}" for key, value in options.items() for item in _listed(value)]
         command = f"paretobit quantize {name} {' '.join(words)} -o OUT"
         return Made(Artifact(out), fit.size_bytes, fit.seconds, command)
 
