@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from paretobit.artifact import exact_bf16, packed_size
 from paretobit.budget import BYTES, JOULES, MS
-from paretobit.costs import factors, side
+from paretobit.costs import CARRIED_OUT, factors, of_schemes, side
 from paretobit.errors import ParetobitError
 from paretobit.planfile import ROTATE, Layer, Plan, is_embedding, taps
 from paretobit.progress import say
@@ -29,15 +29,10 @@ if TYPE_CHECKING:
     from paretobit.verbs.pacing import Machine
 
 MIXTURE = "mixture"  # nats of the bank's tensors put together; COST: of the packed model
-# What a tensor costs where a plan is carried out, on text calibration has not seen, by its cost in the bank: inputs
-# come from blocks already rounded, what follows makes up for errors, recovery does, and rounding fits its own text.
-# Blocks; embedding and head. Of 24 models that were carried out (docs/decisions/015-left.md); at 1 bit by few.
-LEFT = (
-    {"w1t": 0.65, "w2t": 0.75, "w3t": 1.15, "w4t": 1.25},
-    {"w1t": 0.25, "w2t": 0.38, "w3t": 0.88},
-)
-BEYOND = (1.4, 1.03)  # of all the others
-AGREES = 0.05  # measured and predicted divergence as close as this: no more to correct
+AGREES = 0.05  # a time measured and predicted as close as this: no more to correct
+# Divergences as close: the bank's tensors together differ from their sum so much, by how much text they were rounded on
+# and which way, while packed models do not (docs/decisions/015-left.md). Only beyond it do measurements correct costs.
+USUAL = 0.25
 ROUNDS = 6
 MOST_TRIES, SAME_SIZE = 6, 0.05  # until a choice has the size that its speed was predicted for
 
@@ -63,6 +58,11 @@ class Chosen:
     used: Mapping[str, float] = field(default_factory=dict)
     timed: float = math.nan
 
+    @property
+    def usual(self) -> bool:
+        """Whether the bank's tensors have what was predicted, as far as that matters."""
+        return max(self.measured, self.mixture) <= (1 + USUAL) * min(self.measured, self.mixture)
+
 
 class Planner:
     """Chooses from a table. tied: all that read one tap alike, not every matrix by itself; completed: a plan with its
@@ -86,12 +86,12 @@ class Planner:
         """What there is to choose from, and what each takes. pace: for milliseconds and joules, too."""
         costs, shapes = self.table.costs, self.source.arch.shapes()
         row = {name: i for i, name in enumerate(costs.names)}
-        mean, factor = costs.mean(), factors(costs, self.measured)
-        left = [[of.get(scheme, most) for scheme in costs.schemes] for of, most in zip(LEFT, BEYOND, strict=True)]
+        mean, together = costs.mean(), factors(costs, self.measured)
+        carried_out = of_schemes(CARRIED_OUT, costs.schemes) * together / factors(costs, [])
         found = {}
         for group, names in self.members.items():
-            mixture = mean[[row[name] for name in names]].sum(0) * factor[side(group)]
-            cost = mixture * left[side(group)]
+            added = mean[[row[name] for name in names]].sum(0)
+            mixture, cost = added * together[side(group)], added * carried_out[side(group)]
             found[group] = [
                 Choice(scheme, {
                     COST: float(cost[column]), MIXTURE: float(mixture[column]),
@@ -178,8 +178,8 @@ class Planner:
         return self._floats.get(name, False)
 
     def refined(self, limits: Mapping[str, float], minimize: str = COST) -> Chosen:
-        """The best that fits by what was measured: choose, measure the choice on the bank, correct, choose again. One
-        scheme for all blocks is measured first: no choice shall be worse.
+        """The best that fits by what was measured: choose, measure the choice on the bank, and where that is not as
+        predicted, correct and choose again. One scheme for all blocks is measured first: no choice shall be worse.
 
         Corrected by this search's own choices alone: the same wish leads to the same plan whatever was asked before.
         """
@@ -188,15 +188,18 @@ class Planner:
         if clock:
             clock.slower = 1.0
         for number in range(1 + ROUNDS):
-            self.measured = [(found.schemes, found.measured) for found in seen]
+            wrong = not all(found.usual for found in seen)
+            self.measured = [(found.schemes, found.measured) for found in seen] if wrong else []
             try:
                 found = self.choose(limits, minimize) if number else self.one_scheme(limits, minimize)
             except Impossible:  # it was possible by the table alone
                 if not seen:
                     raise
                 break
-            if found is None or any(found.schemes == earlier.schemes for earlier in seen):
+            if found is None:
                 continue
+            if any(found.schemes == earlier.schemes for earlier in seen):  # and so would every other be
+                break
             seen.append(self._looked_at(found, clock, "a plan" if number else "one scheme for all blocks"))
             if number and agree(found, seen[-1]):
                 break
@@ -206,7 +209,9 @@ class Planner:
         """With its divergence measured, on the bank, and its time, on a blank model."""
         measured = self.table.measured.divergence(found.schemes)
         lines = f"{what}, {human(found.size)}: its tensors' KL {found.mixture:.4f} predicted, {measured:.4f} measured"
-        made = replace(found, measured=measured, predicted=found.predicted * measured / found.mixture)
+        made = replace(found, measured=measured)
+        if not made.usual:
+            made = replace(made, predicted=found.predicted * measured / found.mixture)
         if clock:
             before, timed = found.used[MS], clock.time(found.plan, found.used[MS])
             joules = found.used[JOULES] + clock.waiting(timed - before)
@@ -218,10 +223,8 @@ class Planner:
 
 def agree(found: Chosen, looked_at: Chosen) -> bool:
     """Whether what was predicted and what was measured are as good as the same."""
-    pairs = [(looked_at.measured, found.mixture)]
-    if not math.isnan(looked_at.timed):
-        pairs.append((looked_at.timed, found.used[MS]))
-    return all(abs(measured / predicted - 1) < AGREES for measured, predicted in pairs)
+    in_time = math.isnan(looked_at.timed) or abs(looked_at.timed / found.used[MS] - 1) < AGREES
+    return looked_at.usual and in_time
 
 
 def best_of(seen: Sequence[Chosen], limits: Mapping[str, float], minimize: str) -> Chosen:

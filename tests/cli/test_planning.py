@@ -19,6 +19,7 @@ from paretobit.errors import ParetobitError
 from paretobit.planfile import read_plan, taps
 from paretobit.sizes import tensor_bytes
 from paretobit.verbs import planning
+from paretobit.verbs.costing import Measured
 from paretobit.verbs.merge import merge
 from paretobit.verbs.plan import Frontier, plan
 from paretobit.verbs.quantize import quantize
@@ -187,19 +188,50 @@ def test_predictions_are_corrected_by_what_was_measured() -> None:
     names = (EMBED, *(f"t{i}" for i in range(20)))
     table = Costs("m", {}, names, ("w2t", "w4t", "w8"), random.random((3, 21, 3)).astype(np.float32))
     true = table.mean() * [2.0, 1.1, 1]
-    true[0] = table.mean()[0] * [4, 1.3, 1]
+    true[0] = table.mean()[0] * [3, 1.2, 1]
     measured = []
     for _ in range(40):
         picks = random.integers(0, 3, 21)
         chosen = {name: table.schemes[pick] for name, pick in zip(names, picks, strict=True)}
         measured.append((chosen, float(true[np.arange(21), picks].sum())))
     unmoved = costs.factors(table, [])
-    assert unmoved == pytest.approx(np.array([[1.25, 1.02, 1.02], [2.2, 1.1, 1.02]]))
+    assert unmoved == pytest.approx(np.array([[1.12, 1, 1], [1.5, 1.07, 1]]))
     found = costs.factors(table, measured)
     assert found[0] == pytest.approx([2, 1.1, 1], rel=0.06)
-    assert found[1] == pytest.approx([4, 1.3, 1], rel=0.25)
+    assert found[1] == pytest.approx([3, 1.2, 1], rel=0.25)
     spread = [factor / before for factor, before in zip(found[1], unmoved[1], strict=True)]
     assert spread[0] > 1.3
+
+
+def bank_that_has(times: dict[str, float], seen: list[dict[str, str]]):
+    """A measurement of the bank's tensors: what is predicted of each scheme, so many times."""
+
+    def divergence(measured: Measured, schemes: dict[str, str]) -> float:
+        table = measured.table.costs
+        factor = costs.factors(table, []) * [times.get(scheme, 1) for scheme in table.schemes]
+        at = [(i, table.schemes.index(schemes[name])) for i, name in enumerate(table.names)]
+        seen.append(schemes)
+        return sum(table.mean()[i, j] * factor[costs.side(table.names[i]), j] for i, j in at)
+
+    return divergence
+
+
+def test_only_what_is_far_from_expected_corrects_the_choice(
+    model: Path, text: Path, frontier: Frontier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three bits that are a sixth worse than predicted move nothing: one scheme and one choice are looked at. When they
+    are ten times worse, another choice is made, with few of them, and no more is expected of it than is measured."""
+    rows, looked_at = {}, {}
+    for worse in (1, 1.17, 10):
+        monkeypatch.setattr(Measured, "divergence", bank_that_has({"w3t": worse}, looked_at.setdefault(worse, [])))
+        rows[worse] = plan(str(model), fit=("36kB",), calib=str(text), **TEXT).rows[0]
+    assert rows[1.17].kl_divergence == rows[1].kl_divergence
+    assert looked_at[1] == looked_at[1.17]
+    assert len(looked_at[1]) <= 2
+    assert rows[1].weights["w3t"] > 0.2
+    assert rows[10].weights.get("w3t", 0) < 0.1
+    assert len(looked_at[10]) > 2
+    assert rows[10].mixture == pytest.approx(rows[10].mixture_measured, rel=planning.USUAL)
 
 
 @pytest.mark.parametrize(
