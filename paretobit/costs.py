@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,10 +29,11 @@ TOGETHER = (
     {"w1t": 3.4, "w2t": 1.5, "w3t": 1.15, "w4t": 1.07, REST: 1.0},
 )
 SPREAD = 0.5  # of these between models that differ from those two, a share
-# What it must be multiplied by for sums to meet what a packed model has, on text calibration has not seen: inputs come
-# from blocks already rounded, what follows makes up for errors, recovery does, and rounding fits its own text. Of 24
-# models that were carried out (docs/decisions/015-left.md), few of them with anything at 1 bit.
-CARRIED_OUT = ({"w1t": 1.1, "w2t": 0.9, "w3t": 1.2, "w4t": 1.3, REST: 1.6}, {REST: 0.95})
+# A packed model has a S / (1 + b S) nats on text calibration has not seen, S the sum of its costs, each times WORTH (1
+# where nothing stands): rounding fits its own text, but where much is wrong, what follows makes up for much. Of 26
+# models that were carried out, to 4 % (docs/decisions/015-left.md); few of them had anything at 1 bit.
+WORTH, CARRIED_OUT = {"w1t": 1.6}, (1.22, 0.385)
+LUCK = math.log(30)  # two costs of one matrix may be so far off what is usual between their schemes
 NOISE = 0.05  # of a measurement, a share
 
 
@@ -56,6 +58,22 @@ class Costs:
 
     def mean(self) -> np.ndarray:  # (names, schemes)
         return self.per_window.mean(0, dtype=np.float64)
+
+    def typical(self) -> np.ndarray:  # (names, schemes)
+        """The mean without luck: a block's matrix as far apart on two schemes as matrices are in the median.
+
+        What an error does to one outstanding token, such as the first, which all others attend to, can be most of what
+        it costs, and hangs on which way it points. Rounded anew when a plan is carried out, it points elsewhere; a
+        choice by the mean prefers what was lucky. What is further off than luck takes it stays as it was measured.
+        """
+        found = self.mean()
+        rows = [i for i, name in enumerate(self.names) if side(name) == BLOCKS and (found[i] > 0).all()]
+        if rows:
+            logs = np.log(found[rows])
+            schemes = np.median(logs - np.median(logs, 1, keepdims=True), 0)
+            fitted = np.median(logs - schemes, 1, keepdims=True) + schemes
+            found[rows] = np.exp(np.where(np.abs(logs - fitted) < LUCK, fitted, logs))
+        return found
 
     def predicted(self, chosen: Mapping[str, str]) -> tuple[float, float | None]:
         """(nats, standard error over windows) of a choice of a scheme for every matrix; what it leaves out is exact."""
@@ -116,15 +134,10 @@ def merge(tables: Sequence[Costs]) -> Costs:
     return Costs(first.model, first.calibration, first.names, first.schemes, per_window)
 
 
-def of_schemes(table: Sequence[Mapping[str, float]], schemes: Sequence[str]) -> np.ndarray:
-    """A table's values, (2, schemes)."""
-    return np.array([[of.get(scheme, of[REST]) for scheme in schemes] for of in table])
-
-
 def factors(costs: Costs, measured: Sequence[tuple[Mapping[str, str], float]]) -> np.ndarray:
     """What costs must be multiplied by for predictions to meet what was measured of some choices, in nats: float64
     (2, schemes), of blocks and of embedding and head. Least squares of relative errors around TOGETHER (ridge)."""
-    prior = of_schemes(TOGETHER, costs.schemes).ravel()
+    prior = np.array([of.get(scheme, of[REST]) for of in TOGETHER for scheme in costs.schemes])
     at, mean = {name: i for i, name in enumerate(costs.names)}, costs.mean()
     shares = np.zeros((len(measured), 2, len(costs.schemes)))
     for row, (schemes, nats) in enumerate(measured):
@@ -135,6 +148,17 @@ def factors(costs: Costs, measured: Sequence[tuple[Mapping[str, str], float]]) -
     left = 1 / NOISE - rows @ prior
     moved = np.linalg.solve(rows.T @ rows + np.diag((SPREAD * prior) ** -2), rows.T @ left)
     return np.clip(prior + moved, prior / 4, prior * 4).reshape(2, -1)
+
+
+def carried_out(added: float) -> float:
+    """Nats a token to be expected of a packed model, by the sum of its tensors' costs."""
+    return CARRIED_OUT[0] * added / (1 + CARRIED_OUT[1] * added)
+
+
+def allowed(nats: float) -> float:
+    """The sum of costs of which so many nats are expected; infinity where none has so many."""
+    left = CARRIED_OUT[0] - CARRIED_OUT[1] * nats
+    return nats / left if left > 0 else math.inf
 
 
 def side(name: str) -> int:

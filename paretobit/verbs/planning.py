@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from paretobit.artifact import exact_bf16, packed_size
 from paretobit.budget import BYTES, JOULES, MS
-from paretobit.costs import CARRIED_OUT, factors, of_schemes, side
+from paretobit.costs import WORTH, allowed, carried_out, factors, side
 from paretobit.errors import ParetobitError
 from paretobit.planfile import ROTATE, Layer, Plan, is_embedding, taps
 from paretobit.progress import say
@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from paretobit.pace import Pace
     from paretobit.verbs.pacing import Machine
 
-MIXTURE = "mixture"  # nats of the bank's tensors put together; COST: of the packed model
+# ADDED: the sum of costs, which nats of the packed model follow (COST); MIXTURE: nats of the bank's tensors together.
+ADDED, MIXTURE = "added", "mixture"
 AGREES = 0.05  # a time measured and predicted as close as this: no more to correct
 # Divergences as close: the bank's tensors together differ from their sum so much, by how much text they were rounded on
 # and which way, while packed models do not (docs/decisions/015-left.md). Only beyond it do measurements correct costs.
-USUAL = 0.25
+USUAL = 0.5
 ROUNDS = 6
 MOST_TRIES, SAME_SIZE = 6, 0.05  # until a choice has the size that its speed was predicted for
 
@@ -86,15 +87,15 @@ class Planner:
         """What there is to choose from, and what each takes. pace: for milliseconds and joules, too."""
         costs, shapes = self.table.costs, self.source.arch.shapes()
         row = {name: i for i, name in enumerate(costs.names)}
-        mean, together = costs.mean(), factors(costs, self.measured)
-        carried_out = of_schemes(CARRIED_OUT, costs.schemes) * together / factors(costs, [])
+        mean, typical, together = costs.mean(), costs.typical(), factors(costs, self.measured)
+        worth = together / factors(costs, []) * [WORTH.get(scheme, 1.0) for scheme in costs.schemes]
         found = {}
         for group, names in self.members.items():
-            added = mean[[row[name] for name in names]].sum(0)
-            mixture, cost = added * together[side(group)], added * carried_out[side(group)]
+            rows = [row[name] for name in names]
+            added, mixture = typical[rows].sum(0) * worth[side(group)], mean[rows].sum(0) * together[side(group)]
             found[group] = [
                 Choice(scheme, {
-                    COST: float(cost[column]), MIXTURE: float(mixture[column]),
+                    ADDED: float(added[column]), MIXTURE: float(mixture[column]),
                     BYTES: sum(tensor_bytes(parse(scheme), shapes[name]) for name in names),
                     **(self.machine.takes(pace, names, scheme) if self.machine and pace else {}),
                 })
@@ -102,7 +103,7 @@ class Planner:
             ]  # fmt: skip
         return found
 
-    def choose(self, limits: Mapping[str, float], minimize: str = COST) -> Chosen:
+    def choose(self, limits: Mapping[str, float], minimize: str = ADDED) -> Chosen:
         """The best that fits. Raises Impossible naming what cannot be met.
 
         What stands around the tensors depends on the choice: what it takes beyond the last try is set aside. So does
@@ -111,7 +112,7 @@ class Planner:
         spent, pace, tries = 0.0, self._pace(limits.get(BYTES, self.source.bits16 / 4)), 0
         while True:
             fixed = {BYTES: spent, **(self.machine.fixed(pace) if self.machine and pace else {})}
-            found = solve(self.groups(pace), limits, minimize, fixed)
+            found = solve(self.groups(pace), added_up(limits), minimize, fixed)
             made = self._chosen(found.picked, found.totals, found.gap, limits)
             if made.size > limits.get(BYTES, made.size):
                 spent += max(1.0, made.size - limits[BYTES])
@@ -129,14 +130,14 @@ class Planner:
         """Nats expected of the bank's tensors of these schemes."""
         return totals(self.groups(), {group: schemes[group] for group in self.members})[MIXTURE]
 
-    def one_scheme(self, limits: Mapping[str, float], minimize: str = COST) -> Chosen | None:
+    def one_scheme(self, limits: Mapping[str, float], minimize: str = ADDED) -> Chosen | None:
         """The best that fits and has all blocks on one scheme, embedding and head on one; None where none fits."""
         pace, fits = self._pace(limits.get(BYTES, self.source.bits16 / 4)), []
         groups, fixed = self.groups(pace), self.machine.fixed(pace) if self.machine and pace else {}
         for blocks, ends in itertools.product(self.table.schemes, repeat=2):
             picked = {group: ends if is_embedding(group) else blocks for group in groups}
             used = totals(groups, picked, fixed)
-            if all(used[name] <= limit for name, limit in limits.items()):
+            if all(used[name] <= limit for name, limit in added_up(limits).items()):
                 fits.append((used[minimize], picked, used))
         for _, picked, used in sorted(fits, key=lambda fit: fit[0]):
             made = self._chosen(picked, used, 0.0, limits)
@@ -149,10 +150,10 @@ class Planner:
     ) -> Chosen:
         schemes = {name: picked[group] for group, names in self.members.items() for name in names}
         takes = {name: used[name] for name in (MS, JOULES) if name in used}
-        expected = {COST: used[COST], **{name: value for name, value in takes.items() if name in limits}}
+        expected = {COST: carried_out(used[ADDED]), **{name: value for name, value in takes.items() if name in limits}}
         plan, manifest = self.completed(self._plan(schemes, expected, limits))
         size = packed_size(self.source, plan, manifest, self._exact)
-        return Chosen(schemes, plan, used[COST], used[MIXTURE], size, gap, used=takes)
+        return Chosen(schemes, plan, expected[COST], used[MIXTURE], size, gap, used=takes)
 
     def _plan(self, schemes: Mapping[str, str], predicted: Mapping[str, float], limits: Mapping[str, float]) -> Plan:
         layers: dict[str, Layer] = {}
@@ -177,7 +178,7 @@ class Planner:
     def _exact(self, name: str) -> bool:
         return self._floats.get(name, False)
 
-    def refined(self, limits: Mapping[str, float], minimize: str = COST) -> Chosen:
+    def refined(self, limits: Mapping[str, float], minimize: str = ADDED) -> Chosen:
         """The best that fits by what was measured: choose, measure the choice on the bank, and where that is not as
         predicted, correct and choose again. One scheme for all blocks is measured first: no choice shall be worse.
 
@@ -219,6 +220,12 @@ class Planner:
             lines += f"; {before:.2f} ms predicted, {timed:.2f} measured"
         say(lines)
         return made
+
+
+def added_up(limits: Mapping[str, float]) -> dict[str, float]:
+    """Limits of what adds up: nats of a packed model do not, costs do."""
+    nats = {ADDED: allowed(limits[COST])} if COST in limits else {}
+    return {**{name: limit for name, limit in limits.items() if name != COST}, **nats}
 
 
 def agree(found: Chosen, looked_at: Chosen) -> bool:

@@ -203,6 +203,34 @@ def test_predictions_are_corrected_by_what_was_measured() -> None:
     assert spread[0] > 1.3
 
 
+def test_luck_is_taken_out_of_costs_and_what_is_no_luck_stays() -> None:
+    """Matrices of one size and three schemes, four times apart, each off by up to three times: nearer to the truth
+    without it. A matrix that one scheme represents exactly keeps its costs, and so does the embedding."""
+    random = np.random.default_rng(0)
+    names = (EMBED, *(f"t{i}" for i in range(40)))
+    size = np.exp(random.normal(0, 1, (41, 1)))
+    true = size * [16, 4, 1, 0.25, 0.06]
+    seen = true * np.exp(random.uniform(-1.1, 1.1, true.shape))
+    seen[1, 2], seen[2, 3] = 0, true[2, 3] / 1000
+    found = Costs("m", {}, names, ("w1t", "w2t", "w3t", "w4t", "w5"), np.repeat(seen[None], 2, 0)).typical()
+    assert found[[0, 1]] == pytest.approx(seen[[0, 1]])
+    assert found[2, 3] == pytest.approx(seen[2, 3])
+    before, after = (np.abs(np.log(each[3:] / true[3:])).mean() for each in (seen, found))
+    assert after < 0.7 * before
+    apart = np.log(found[3:, :-1] / found[3:, 1:])
+    assert np.ptp(apart, axis=0).max() < 1e-9
+
+
+def test_what_is_expected_of_a_packed_model_and_the_sum_it_allows_are_inverse() -> None:
+    """Costs add up, nats of packed models do so less and less; none has more than the most there can be."""
+    sums = [0.0, 0.01, 0.3, 2.0, 40.0]
+    nats = [costs.carried_out(added) for added in sums]
+    assert [costs.allowed(value) for value in nats] == pytest.approx(sums)
+    assert nats == sorted(nats)
+    assert costs.carried_out(0.02) / 0.02 > costs.carried_out(0.9) / 0.9
+    assert costs.allowed(1.01 * costs.CARRIED_OUT[0] / costs.CARRIED_OUT[1]) == float("inf")
+
+
 def bank_that_has(times: dict[str, float], seen: list[dict[str, str]]):
     """A measurement of the bank's tensors: what is predicted of each scheme, so many times."""
 
