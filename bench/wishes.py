@@ -90,7 +90,7 @@ def main() -> None:
     text = (str(other_text()) if given.calib == "leads" else given.calib, given.tokens, 0)
     planner, _ = planner_for(source, given.schemes, False, lambda plan: Job(source, plan, None), text)
     print(f"{hardware.cpu_name()}, {hardware.cores()} cores, {hardware.isa()}; {source.name}\n", flush=True)
-    profile = measure_machine((hardware.cores(),), tuple(given.schemes.split(",")))
+    profile = measure_machine((hardware.cores(),))
     with tempfile.TemporaryDirectory() as folder:
         planner.machine = Machine(source, profile, True, Path(folder) / "timed.jsonl")
         found = list(granted(planner, given.wish, given.schemes))
