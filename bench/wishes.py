@@ -25,11 +25,9 @@ from paretobit.checkpoint.base import Checkpoint
 from paretobit.checkpoint.demo_text import other_text
 from paretobit.compress.apply import Job
 from paretobit.errors import ParetobitError
-from paretobit.evals.blank import TOKENS, measured_ms
-from paretobit.pace import CONTEXT
 from paretobit.sizes import human
 from paretobit.speed import Spread
-from paretobit.verbs.pacing import Machine
+from paretobit.verbs.pacing import Machine, timed_ms
 from paretobit.verbs.planning import Chosen, Planner, planner_for
 from paretobit.verbs.probe import measure_machine
 from paretobit.verbs.quantize import SCHEMES
@@ -58,12 +56,10 @@ def granted(planner: Planner, wishes: list[str], schemes: str) -> Iterator[Grant
 
 def timed(source: Checkpoint, wishes: list[Granted], rounds: int) -> Iterator[tuple[Granted, Spread]]:
     """Milliseconds a token of each, over rounds in which all have their turn."""
-    context = min(CONTEXT, source.arch.max_positions - TOKENS // 2)
     times: list[list[float]] = [[] for _ in wishes]
     for _ in range(rounds):
         for one, found in zip(wishes, times, strict=True):
-            plan = one.found.plan
-            found.append(measured_ms(source, plan, hardware.cores(), prompt=context - TOKENS // 2).median)
+            found.append(timed_ms(source, one.found.plan, hardware.cores()).median)
     for one, found in zip(wishes, times, strict=True):
         yield one, Spread.of(found)
 

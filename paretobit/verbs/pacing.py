@@ -20,6 +20,7 @@ from paretobit.work import remember, remembered
 
 if TYPE_CHECKING:
     from paretobit.checkpoint.base import Checkpoint
+    from paretobit.speed import Spread
 
 S = 1e-3  # of a millisecond
 
@@ -65,15 +66,11 @@ class Machine:
     def time(self, plan: Plan, predicted: float) -> float:
         """Milliseconds a token of the plan takes here, on a blank model; from now on predictions are set right by it.
         Remembered: the same plan takes the same time for ever, so that a wish leads to one result."""
-        from paretobit.evals.blank import TOKENS, measured_ms
-
         layers = {name: str(layer.scheme) for name, layer in plan.layers.items()}
         key = {"layers": layers, "hardware": self.hardware.hash, "threads": self.threads}
         found = self._remembered(key)
         if found is None:
-            # Around the context that predictions are for.
-            context = min(CONTEXT, self.source.arch.max_positions - TOKENS // 2)
-            found = measured_ms(self.source, plan, self.threads, prompt=context - TOKENS // 2).median
+            found = timed_ms(self.source, plan, self.threads).median
             remember(self.memory, {**key, MS: found})
         self.slower *= found / predicted
         return found
@@ -90,6 +87,14 @@ class Machine:
         pace = self.pace(1)
         kind = "at least, from published bandwidth" if pace.bound else f"predicted for {self.hardware.isa}"
         return f"ms a token: {kind}, {self.threads} threads ({self.hardware.cpu}); joules modelled: {pace.power}"
+
+
+def timed_ms(source: Checkpoint, plan: Plan, threads: int) -> Spread:
+    """Milliseconds a token on a blank model, around the context that predictions are for."""
+    from paretobit.evals.blank import TOKENS, measured_ms
+
+    context = min(CONTEXT, source.arch.max_positions - TOKENS // 2)
+    return measured_ms(source, plan, threads, prompt=context - TOKENS // 2)
 
 
 def machine_of(source: Checkpoint, name: str | None, budget: Budget, folder: Path) -> Machine | None:
