@@ -16,7 +16,7 @@ import time
 import numpy as np
 
 from paretobit import hardware, native, trellis
-from paretobit.scheme import parse
+from paretobit.scheme import TRELLIS_BITS, parse
 
 WINDOW_OPERATIONS = 256 * 3 * 2
 
@@ -44,7 +44,7 @@ def main() -> None:
     print(f"| scheme | M weights/s, 1 core | {cores} cores | × bare arithmetic at sgemm speed |")
     print("|---|---|---|---|")
     weight = np.ones(given.rows, np.float32)
-    for scheme in ("w1t", "w2t", "w3t", "w4t"):
+    for scheme in (f"w{bits}t" for bits in TRELLIS_BITS):
         grid, products = parse(scheme).weight, []
         speeds: dict[int, list[float]] = {threads: [] for threads in sorted({1, cores})}
         x = np.random.default_rng(1).standard_normal((given.rows, given.columns)).astype(np.float32)

@@ -32,7 +32,7 @@ from paretobit.speed import Matrices, Pick, Spread
 from paretobit.verbs.bench import parse_threads
 from paretobit.verbs.probe import measure_machine
 
-SCHEMES = ("w1t", "w2t", "w3t", "w4t", "w2", "w3", "w4", "w4g64", "w5", "w6", "w8")
+SCHEMES = ("w1t", "w1.5t", "w2t", "w2.5t", "w3t", "w3.5t", "w4t", "w2", "w3", "w4", "w4g64", "w5", "w6", "w8")
 TOKENS = 32
 AGAIN = 0.06  # seconds a scheme
 

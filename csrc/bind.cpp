@@ -43,12 +43,12 @@ void dequant(Codes codes, Halves scale, std::optional<Codes> zero, size_t group,
                      columns, out.data(), threads);
 }
 
-void dequant_trellis(Codes codes, Halves scale, int bits, Array<const float, 1> values, Matrix<float> out, int threads) {
+void dequant_trellis(Codes codes, Halves scale, int twice_bits, Array<const float, 1> values, Matrix<float> out, int threads) {
   const size_t rows = out.shape(0), columns = out.shape(1);
   require(columns > 0, "a matrix without columns");
   require(is_shape(codes, rows, columns) && is_shape(scale, rows, 1), "codes or scales do not fit the output");
-  require(bits >= 1 && bits <= 4 && values.shape(0) == 256, "no trellis");
-  paretobit::dequant_trellis(codes.data(), scale.data(), bits, values.data(), rows, columns, out.data(), threads);
+  require(twice_bits >= 2 && twice_bits <= 8 && values.shape(0) == 256, "no trellis");
+  paretobit::dequant_trellis(codes.data(), scale.data(), twice_bits, values.data(), rows, columns, out.data(), threads);
 }
 
 void scale_search(Matrix<const float> w, std::optional<Array<const float, 1>> importance, int levels,
@@ -145,7 +145,7 @@ NB_MODULE(_native, m) {
   m.def("unpack", &unpack, as_is("packed"), "format"_a, "group"_a, as_is("out"), "threads"_a, Release());
   m.def("dequant", &dequant, as_is("codes"), as_is("scale"), as_is("zero").none(), "group"_a, "offset"_a,
         as_is("out"), "threads"_a, Release());
-  m.def("dequant_trellis", &dequant_trellis, as_is("codes"), as_is("scale"), "bits"_a, as_is("values"), as_is("out"),
+  m.def("dequant_trellis", &dequant_trellis, as_is("codes"), as_is("scale"), "twice_bits"_a, as_is("values"), as_is("out"),
         "threads"_a, Release());
   m.def("scale_search", &scale_search, as_is("w"), as_is("importance").none(), "levels"_a, "group"_a,
         "kind"_a, "offset"_a, as_is("coarse"), as_is("fine"), as_is("scale"), as_is("zero").none(),

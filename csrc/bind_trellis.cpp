@@ -21,11 +21,11 @@ using Line = Array<T, 1>;
 
 void encode(binding::Matrix<const float> rest, size_t start, size_t count, std::optional<binding::Matrix<const float>> upper,
             std::optional<binding::Matrix<const float>> pull, Line<const float> scale, Line<const float> weight,
-            Line<const uint8_t> table, int bits, binding::Matrix<uint8_t> codes,
+            Line<const uint8_t> table, int twice_bits, binding::Matrix<uint8_t> codes,
             std::optional<binding::Matrix<float>> errors, std::optional<binding::Matrix<float>> moved,
             const std::string& isa, int threads) {
   const size_t rows = rest.shape(0), width = rest.shape(1);
-  require(bits >= 1 && bits <= 4, "a trellis has 1 to 4 bits");
+  require(twice_bits >= 2 && twice_bits <= 8, "a trellis has 1 to 4 bits");
   require(count > 0 && start <= width && count <= width - start, "the block lies outside the matrix");
   require(count <= kMostTrellisBlock, "a block of more than 128 columns");
   require(!upper || is_shape(*upper, count, count), "factors do not fit the block");
@@ -52,7 +52,7 @@ void encode(binding::Matrix<const float> rest, size_t start, size_t count, std::
                          scale.data(),
                          weight.data(),
                          table.data(),
-                         bits,
+                         twice_bits,
                          codes.data(),
                          errors ? errors->data() : nullptr,
                          moved ? moved->data() : nullptr};
@@ -67,7 +67,7 @@ void encode(binding::Matrix<const float> rest, size_t start, size_t count, std::
 void define_trellis(nb::module_& m) {
   const auto as_is = [](const char* name) { return nb::arg(name).noconvert(); };
   m.def("trellis", &encode, as_is("rest"), "start"_a, "count"_a, as_is("upper").none(), as_is("pull").none(),
-        as_is("scale"), as_is("weight"), as_is("table"), "bits"_a, as_is("codes"), as_is("errors").none(),
+        as_is("scale"), as_is("weight"), as_is("table"), "twice_bits"_a, as_is("codes"), as_is("errors").none(),
         as_is("moved").none(), "isa"_a, "threads"_a, Release());
 }
 

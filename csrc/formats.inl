@@ -1,8 +1,22 @@
 // How each format's unit unpacks: planes(set) gives the codes (of a trellis: the levels) of quad kQuad of every row set,
 // quads in order. The layout is docs/FORMAT.md's. To add a bit-width, add one struct here, and its facts to matrix.h.
 
+// A trellis; of all others below.
 template <Format kFormat>
-struct Unit;
+struct Unit {
+  static_assert(is_trellis(kFormat));
+  static constexpr int kQuads = 4, kTop = 127;
+  const uint8_t* from;
+  const Table& table;
+  PARETOBIT_MEMBER Unit(const uint8_t* at, const Table& entries) : from(at), table(entries) {}
+  template <int kQuad>
+  PARETOBIT_MEMBER void planes(Bytes* set) const {
+    PARETOBIT_EACH {
+      const Levels level = levels<kFormat, kQuad>(from, p, table);
+      for (int j = 0; j < 4; ++j) set[j].part[p] = level.set[j];
+    }
+  }
+};
 
 template <>
 struct Unit<Format::k1> {
@@ -116,42 +130,6 @@ struct Unit<Format::k8> {
     set[0] = load_bytes(from + 64 * kQuad);
     set[1] = load_bytes(from + 64 * (4 + kQuad));
   }
-};
-
-template <int kBits>
-struct RingUnit {
-  static constexpr Format kFormat = Format(int(Format::kT1) + kBits - 1);
-  static constexpr int kQuads = 4, kTop = 127;
-  const uint8_t* from;
-  const Table& table;
-  PARETOBIT_MEMBER RingUnit(const uint8_t* at, const Table& entries) : from(at), table(entries) {}
-  template <int kQuad>
-  PARETOBIT_MEMBER void planes(Bytes* set) const {
-    PARETOBIT_EACH {
-      const Levels level = levels<kFormat, kQuad>(from, p, table);
-      for (int j = 0; j < 4; ++j) set[j].part[p] = level.set[j];
-    }
-  }
-};
-
-template <>
-struct Unit<Format::kT1> : RingUnit<1> {
-  PARETOBIT_MEMBER Unit(const uint8_t* from, const Table& table) : RingUnit(from, table) {}
-};
-
-template <>
-struct Unit<Format::kT2> : RingUnit<2> {
-  PARETOBIT_MEMBER Unit(const uint8_t* from, const Table& table) : RingUnit(from, table) {}
-};
-
-template <>
-struct Unit<Format::kT3> : RingUnit<3> {
-  PARETOBIT_MEMBER Unit(const uint8_t* from, const Table& table) : RingUnit(from, table) {}
-};
-
-template <>
-struct Unit<Format::kT4> : RingUnit<4> {
-  PARETOBIT_MEMBER Unit(const uint8_t* from, const Table& table) : RingUnit(from, table) {}
 };
 
 template <Format kFormat, class TableOf>

@@ -118,8 +118,11 @@ void row(const Matrix& m, size_t index, float* out) {
     case Format::kF16: return float_row<Format::kF16>(m, index, out);
     case Format::kBF16: return float_row<Format::kBF16>(m, index, out);
     case Format::kT1: return row_as<Format::kT1>(m, index, out);
+    case Format::kT1Half: return row_as<Format::kT1Half>(m, index, out);
     case Format::kT2: return row_as<Format::kT2>(m, index, out);
+    case Format::kT2Half: return row_as<Format::kT2Half>(m, index, out);
     case Format::kT3: return row_as<Format::kT3>(m, index, out);
+    case Format::kT3Half: return row_as<Format::kT3Half>(m, index, out);
     case Format::kT4: return row_as<Format::kT4>(m, index, out);
     case Format::kF32: return float_row<Format::kF32>(m, index, out);
   }

@@ -61,7 +61,7 @@ struct TrellisArgs {
   const float* scale;    // (rows,)
   const float* weight;   // (rows,) of a squared error in levels
   const uint8_t* table;  // (32,)
-  int bits;
+  int twice_bits;  // of a code, on average
   uint8_t* codes;  // (rows, width)
   float* errors;   // (rows, count), or null without feedback
   float* moved;    // (rows, count), or null without pull

@@ -7,7 +7,10 @@
 
 namespace paretobit {
 
-enum class Format : uint8_t { k1, kTrits, k2, k3, k4, k5, k6, k8, kF16, kBF16, kF32, kT1, kT2, kT3, kT4 };
+// Trellises of 1, 1.5, 2 … 4 bits come last.
+enum class Format : uint8_t {
+  k1, kTrits, k2, k3, k4, k5, k6, k8, kF16, kBF16, kF32, kT1, kT1Half, kT2, kT2Half, kT3, kT3Half, kT4
+};
 constexpr int kFormats = int(Format::kT4) + 1;
 
 constexpr size_t kSet = 16;         // rows of a vector
@@ -18,6 +21,10 @@ constexpr size_t kBlockUnits = 4;   // an activation block is at most this many 
 
 constexpr bool is_float(Format f) { return f == Format::kF16 || f == Format::kBF16 || f == Format::kF32; }
 constexpr bool is_trellis(Format f) { return f >= Format::kT1; }
+
+// Of a trellis: twice the bits of a code, on average; and bits of a code of one of its sets of rows.
+constexpr int twice_bits(Format f) { return int(f) - int(Format::kT1) + 2; }
+constexpr int code_bits(int twice, int set) { return (twice + 1 - set % 2) / 2; }
 
 // Rows of a tile, whose codes are interleaved: a trellis's are a ring.
 constexpr size_t tile_rows(Format f) { return is_trellis(f) ? 64 : 32; }
@@ -37,11 +44,7 @@ constexpr size_t unit_vectors(Format f) {
     case Format::k5: return 5;
     case Format::k6: return 6;
     case Format::k8: return 8;
-    case Format::kT1: return 2;
-    case Format::kT2: return 4;
-    case Format::kT3: return 6;
-    case Format::kT4: return 8;
-    default: return 0;
+    default: return is_trellis(f) ? size_t(twice_bits(f)) : 0;
   }
 }
 

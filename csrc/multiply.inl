@@ -580,8 +580,11 @@ void multiply(const Matrix& m, const Inputs& in, size_t first, size_t last, floa
     case Format::kF16: return float_rows<Format::kF16>(m, in, first, last, out, stride);
     case Format::kBF16: return float_rows<Format::kBF16>(m, in, first, last, out, stride);
     case Format::kT1: return multiply_as<Format::kT1>(m, in, first, last, out, stride);
+    case Format::kT1Half: return multiply_as<Format::kT1Half>(m, in, first, last, out, stride);
     case Format::kT2: return multiply_as<Format::kT2>(m, in, first, last, out, stride);
+    case Format::kT2Half: return multiply_as<Format::kT2Half>(m, in, first, last, out, stride);
     case Format::kT3: return multiply_as<Format::kT3>(m, in, first, last, out, stride);
+    case Format::kT3Half: return multiply_as<Format::kT3Half>(m, in, first, last, out, stride);
     case Format::kT4: return multiply_as<Format::kT4>(m, in, first, last, out, stride);
     case Format::kF32: return float_rows<Format::kF32>(m, in, first, last, out, stride);
   }

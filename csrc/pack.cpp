@@ -1,5 +1,6 @@
 #include "pack.h"
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -49,11 +50,18 @@ struct Unit {
   uint8_t* in_plane(size_t r, size_t q) {
     return reinterpret_cast<uint8_t*>(&planes[r / kSet * kQuads + q]) + r % kSet * kQuad;
   }
-  uint8_t largest_code() const {
-    const auto* code = reinterpret_cast<const uint8_t*>(planes);
+  uint8_t largest_code(size_t first = 0, size_t count = kPlanes) const {
+    const auto* code = reinterpret_cast<const uint8_t*>(planes + first);
     uint8_t most = 0;
-    for (size_t i = 0; i < sizeof planes; ++i) most = std::max(most, code[i]);
+    for (size_t i = 0; i < count * sizeof(Vector); ++i) most = std::max(most, code[i]);
     return most;
+  }
+  // Throws where a code is none of the grid's; a trellis may have fewer of them in one set of rows than in the next.
+  void check() const {
+    constexpr size_t kSets = is_trellis(F) ? kTile / kSet : 1, kShare = kPlanes / kSets;
+    for (size_t s = 0; s < kSets; ++s)
+      if (const int most = largest_code(s * kShare, kShare), levels = levels_of(F, int(s)); most >= levels)
+        refuse_code(most, levels);
   }
 };
 
@@ -140,56 +148,80 @@ bool split_trits(const Vector* vectors, Vector* planes) {
   return most < 243;
 }
 
-// A trellis: the codes of the four sets side by side, the last lowest. planes: (4 sets, 4 quads).
+// Fields of 2, 4 or 6 bits of four quads; of 6, three leave two bits of each byte, which the fourth's take.
 template <int kBits>
+void join_fields(const uint64_t (&field)[4], Vector* v, size_t w) {
+  if constexpr (kBits == 2) v[0].word[w] = field[0] | field[1] << 2 | field[2] << 4 | field[3] << 6;
+  if constexpr (kBits == 4)
+    for (size_t h = 0; h < 2; ++h) v[h].word[w] = field[2 * h] | field[2 * h + 1] << 4;
+  if constexpr (kBits == 6)
+    for (size_t j = 0; j < 3; ++j) v[j].word[w] = field[j] | (field[3] >> 2 * j & every_byte(3)) << 6;
+}
+
+template <int kBits>
+uint64_t field_of(const Vector* v, size_t q, size_t w) {
+  if constexpr (kBits == 2) return v[0].word[w] >> 2 * q & every_byte(3);
+  if constexpr (kBits == 4) return v[q / 2].word[w] >> 4 * (q % 2) & every_byte(15);
+  if constexpr (kBits == 6) {
+    if (q < 3) return v[q].word[w] & every_byte(63);
+    uint64_t field = 0;
+    for (size_t j = 0; j < 3; ++j) field |= (v[j].word[w] >> 6 & every_byte(3)) << 2 * j;
+    return field;
+  }
+}
+
+// A trellis: the codes of the four sets are one number, the last set's lowest, of which `low` has eight bits. planes:
+// (4 sets, 4 quads).
+template <int kTwice>
 void join_ring(const Vector* planes, Vector* v) {
-  constexpr uint64_t kByte = every_byte(255), kHigh = every_byte(15);
+  constexpr int kBits = 2 * kTwice;  // of the number
   for (size_t w = 0; w < kWords; ++w) {
-    const auto code = [&](size_t q, size_t s) { return planes[4 * s + q].word[w]; };
-    uint64_t low[4], high[4];
-    for (size_t q = 0; q < 4; ++q) {
-      low[q] = high[q] = 0;
-      if constexpr (kBits < 3)
-        low[q] = code(q, 0) << 3 * kBits | code(q, 1) << 2 * kBits | code(q, 2) << kBits | code(q, 3);
-      if constexpr (kBits == 3) {
-        low[q] = (code(q, 1) & every_byte(3)) << 6 | code(q, 2) << 3 | code(q, 3);
-        high[q] = code(q, 0) << 1 | (code(q, 1) >> 2 & every_byte(1));
+    uint64_t low[4] = {}, high[4] = {};
+    for (size_t q = 0; q < 4; ++q)
+      for (int set = 3, at = 0; set >= 0; at += code_bits(kTwice, set--)) {
+        const int bits = code_bits(kTwice, set), fit = std::clamp(8 - at, 0, bits);
+        const uint64_t code = planes[4 * size_t(set) + q].word[w];
+        if (fit) low[q] |= (code & every_byte((1u << fit) - 1)) << at;
+        if (fit < bits) high[q] |= (code >> fit & every_byte((1u << (bits - fit)) - 1)) << std::max(0, at - 8);
       }
-      if constexpr (kBits == 4) low[q] = code(q, 2) << 4 | code(q, 3), high[q] = code(q, 0) << 4 | code(q, 1);
-    }
-    for (size_t h = 0; h < 2; ++h) {
-      if constexpr (kBits == 1) v[h].word[w] = low[2 * h] | low[2 * h + 1] << 4;
-      if constexpr (kBits == 2) v[2 * h].word[w] = low[2 * h], v[2 * h + 1].word[w] = low[2 * h + 1];
-      if constexpr (kBits == 3) {
+    if constexpr (kBits < 8) {
+      join_fields<kBits>(low, v, w);
+    } else if constexpr (kBits == 12) {
+      for (size_t h = 0; h < 2; ++h) {
         v[3 * h].word[w] = low[2 * h], v[3 * h + 1].word[w] = low[2 * h + 1];
-        v[3 * h + 2].word[w] = high[2 * h] | (high[2 * h + 1] & kHigh) << 4;
+        v[3 * h + 2].word[w] = high[2 * h] | high[2 * h + 1] << 4;
       }
-      if constexpr (kBits == 4)
-        for (size_t q = 2 * h; q < 2 * h + 2; ++q) v[2 * q].word[w] = high[q], v[2 * q + 1].word[w] = low[q] & kByte;
+    } else if constexpr (kBits == 16) {
+      for (size_t q = 0; q < 4; ++q) v[2 * q].word[w] = high[q], v[2 * q + 1].word[w] = low[q];
+    } else {
+      for (size_t q = 0; q < 4; ++q) v[q].word[w] = low[q];
+      if constexpr (kBits > 8) join_fields<kBits - 8>(high, v + 4, w);
     }
   }
 }
 
-template <int kBits>
+template <int kTwice>
 void split_ring(const Vector* v, Vector* planes) {
-  constexpr uint64_t kMask = every_byte((1u << kBits) - 1), kHigh = every_byte(15);
+  constexpr int kBits = 2 * kTwice;
   for (size_t w = 0; w < kWords; ++w)
     for (size_t q = 0; q < 4; ++q) {
-      uint64_t code[4];
-      if constexpr (kBits < 3) {
-        const uint64_t word = kBits == 1 ? v[q / 2].word[w] >> 4 * (q % 2) & kHigh : v[q].word[w];
-        for (size_t s = 0; s < 4; ++s) code[s] = word >> kBits * (3 - s) & kMask;
+      uint64_t low = 0, high = 0;
+      if constexpr (kBits < 8) {
+        low = field_of<kBits>(v, q, w);
+      } else if constexpr (kBits == 12) {
+        low = v[3 * (q / 2) + q % 2].word[w], high = v[3 * (q / 2) + 2].word[w] >> 4 * (q % 2) & every_byte(15);
+      } else if constexpr (kBits == 16) {
+        low = v[2 * q + 1].word[w], high = v[2 * q].word[w];
+      } else {
+        low = v[q].word[w];
+        if constexpr (kBits > 8) high = field_of<kBits - 8>(v + 4, q, w);
       }
-      if constexpr (kBits == 3) {
-        const uint64_t low = v[3 * (q / 2) + q % 2].word[w], high = v[3 * (q / 2) + 2].word[w] >> 4 * (q % 2) & kHigh;
-        code[0] = high >> 1 & kMask, code[1] = (high & every_byte(1)) << 2 | (low >> 6 & every_byte(3));
-        code[2] = low >> 3 & kMask, code[3] = low & kMask;
+      for (int set = 3, at = 0; set >= 0; at += code_bits(kTwice, set--)) {
+        const int bits = code_bits(kTwice, set), fit = std::clamp(8 - at, 0, bits);
+        uint64_t code = fit ? low >> at & every_byte((1u << fit) - 1) : 0;
+        if (fit < bits) code |= (high >> std::max(0, at - 8) & every_byte((1u << (bits - fit)) - 1)) << fit;
+        planes[4 * size_t(set) + q].word[w] = code;
       }
-      if constexpr (kBits == 4) {
-        const uint64_t high = v[2 * q].word[w], low = v[2 * q + 1].word[w];
-        code[0] = high >> 4 & kMask, code[1] = high & kMask, code[2] = low >> 4 & kMask, code[3] = low & kMask;
-      }
-      for (size_t s = 0; s < 4; ++s) planes[4 * s + q].word[w] = code[s];
     }
 }
 
@@ -197,8 +229,7 @@ template <Format F>
 void encode(Unit<F>& unit) {
   const Vector* p = unit.planes;
   Vector* v = unit.vectors;
-  const uint8_t most = unit.largest_code();
-  if (most >= levels_of(F)) refuse_code(most, levels_of(F));
+  unit.check();
   if constexpr (F == Format::kTrits) join_trits(p, v);
   if constexpr (F == Format::k1) join<1, 0>(p, v);
   if constexpr (F == Format::k2) join<2, 0>(p, v);
@@ -207,7 +238,7 @@ void encode(Unit<F>& unit) {
   if constexpr (F == Format::k5) join<1, 4>(p, v + 4);
   if constexpr (F == Format::k6) join<2, 4>(p, v + 4);
   if constexpr (F == Format::k8) join<8, 0>(p, v);
-  if constexpr (is_trellis(F)) join_ring<int(unit_vectors(F) / 2)>(p, v);
+  if constexpr (is_trellis(F)) join_ring<twice_bits(F)>(p, v);
 }
 
 template <Format F>
@@ -222,7 +253,7 @@ void decode(Unit<F>& unit) {
   if constexpr (F == Format::k4 || F == Format::k5 || F == Format::k6) split<4, 0>(v, p);
   if constexpr (F == Format::k5) split<1, 4>(v + 4, p);
   if constexpr (F == Format::k6) split<2, 4>(v + 4, p);
-  if constexpr (is_trellis(F)) split_ring<int(unit_vectors(F) / 2)>(v, p);
+  if constexpr (is_trellis(F)) split_ring<twice_bits(F)>(v, p);
   if constexpr (F == Format::k8) {
     split<8, 0>(v, p);
     if (unit.largest_code() == 255) refuse_code(255, 255);
@@ -291,8 +322,11 @@ void with_format(Format f, Use&& use) {
     case Format::k6: return use(std::integral_constant<Format, Format::k6>());
     case Format::k8: return use(std::integral_constant<Format, Format::k8>());
     case Format::kT1: return use(std::integral_constant<Format, Format::kT1>());
+    case Format::kT1Half: return use(std::integral_constant<Format, Format::kT1Half>());
     case Format::kT2: return use(std::integral_constant<Format, Format::kT2>());
+    case Format::kT2Half: return use(std::integral_constant<Format, Format::kT2Half>());
     case Format::kT3: return use(std::integral_constant<Format, Format::kT3>());
+    case Format::kT3Half: return use(std::integral_constant<Format, Format::kT3Half>());
     case Format::kT4: return use(std::integral_constant<Format, Format::kT4>());
     default: refuse("floats are not packed");
   }
@@ -309,19 +343,20 @@ void dequant_row(const uint8_t* codes, const uint8_t* zero, const uint16_t* scal
 }
 
 // One ring of a trellis; the windows slide down a strip of columns.
-void dequant_ring(const uint8_t* codes, const uint16_t* scale, int bits, const float* values, size_t rows,
+void dequant_ring(const uint8_t* codes, const uint16_t* scale, int twice_bits, const float* values, size_t rows,
                   size_t columns, float* out) {
   constexpr size_t kTile = tile_rows(Format::kT1), kStrip = 512;
-  const size_t before = size_t(8 + bits - 1) / size_t(bits);  // codes of a window
+  constexpr size_t kBefore = 8;  // codes of a window at most
   uint8_t window[kStrip];
   for (size_t column = 0; column < columns; column += kStrip) {
     const size_t count = std::min(kStrip, columns - column);
     std::memset(window, 0, sizeof window);
-    for (size_t step = 0; step < before + kTile; ++step) {
-      const size_t place = (step + kTile - before) % kTile, row = place % 4 * kSet + place / 4;
+    for (size_t step = 0; step < kBefore + kTile; ++step) {
+      const size_t place = (step + kTile - kBefore) % kTile, row = place % 4 * kSet + place / 4;
+      const int bits = code_bits(twice_bits, int(place % 4));
       const uint8_t* code = row < rows ? codes + row * columns + column : nullptr;
       for (size_t i = 0; i < count; ++i) window[i] = uint8_t(window[i] << bits | (code ? code[i] : 0));
-      if (step < before || !code) continue;
+      if (step < kBefore || !code) continue;
       const float factor = half_to_float(scale[row]);
       float* to = out + row * columns + column;
       for (size_t i = 0; i < count; ++i) to[i] = factor * values[window[i]];
@@ -371,12 +406,12 @@ void dequant(const uint8_t* codes, const uint8_t* zero, const Affine& affine, si
   });
 }
 
-void dequant_trellis(const uint8_t* codes, const uint16_t* scale, int bits, const float* values, size_t rows,
+void dequant_trellis(const uint8_t* codes, const uint16_t* scale, int twice_bits, const float* values, size_t rows,
                      size_t columns, float* out, int threads) {
   constexpr size_t kTile = tile_rows(Format::kT1);
   parallel_rows((rows + kTile - 1) / kTile, 4 * kTile * columns, threads, [=](size_t first, size_t last) {
     for (size_t t = first * kTile; t < std::min(last * kTile, rows); t += kTile)
-      dequant_ring(codes + t * columns, scale + t, bits, values, std::min(kTile, rows - t), columns, out + t * columns);
+      dequant_ring(codes + t * columns, scale + t, twice_bits, values, std::min(kTile, rows - t), columns, out + t * columns);
   });
 }
 

@@ -8,9 +8,10 @@
 
 namespace paretobit {
 
-// Codes of a grid; `f` is not a float.
-constexpr int levels_of(Format f) {
-  return f == Format::kTrits ? 3 : f == Format::k8 ? 255 : 1 << (is_trellis(f) ? unit_vectors(f) / 2 : unit_vectors(f));
+// Codes of a grid, of a trellis those of one set of rows; `f` is not a float.
+constexpr int levels_of(Format f, int set = 0) {
+  if (is_trellis(f)) return 1 << code_bits(twice_bits(f), set);
+  return f == Format::kTrits ? 3 : f == Format::k8 ? 255 : 1 << unit_vectors(f);
 }
 
 // format: as a number that anyone may have sent. Throws std::invalid_argument on none that is packed, on no or absurdly
@@ -35,8 +36,8 @@ struct Affine {
 void dequant(const uint8_t* codes, const uint8_t* zero, const Affine& affine, size_t rows, size_t columns,
              float* out, int threads);
 
-// The same of a trellis: scale * value of the window, 256 values. bits: 1 ... 4; scale: fp16 (rows,).
-void dequant_trellis(const uint8_t* codes, const uint16_t* scale, int bits, const float* values, size_t rows,
+// The same of a trellis: scale * value of the window, 256 values. twice_bits: 2 ... 8; scale: fp16 (rows,).
+void dequant_trellis(const uint8_t* codes, const uint16_t* scale, int twice_bits, const float* values, size_t rows,
                      size_t columns, float* out, int threads);
 
 }  // namespace paretobit

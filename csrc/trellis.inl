@@ -79,6 +79,15 @@ struct Levels {
   Octets set[4];
 };
 
+// A quad's fields of six bits, in part p: three quads have vectors of their own from kFirst on, and the fourth has what
+// they leave of each byte; so what lies above six bits is anybody's.
+template <int kFirst, int kQuad>
+PARETOBIT_INLINE Octets six_of(const uint8_t* unit, int p) {
+  if constexpr (kQuad < 3) return part_of(unit, kFirst + kQuad, p);
+  return bits<6, 3>(part_of(unit, kFirst, p)) | bits<4, 12>(part_of(unit, kFirst + 1, p)) |
+         bits<2, 48>(part_of(unit, kFirst + 2, p));
+}
+
 // Of one quad of a unit, in part p of the lanes. Where a nibble has a place of its own it is looked up from there; the
 // shifts are chosen so that several share one.
 template <Format kFormat, int kQuad>
@@ -103,6 +112,21 @@ PARETOBIT_INLINE Levels levels(const uint8_t* unit, int p, const Table& t) {
     const Octets mid3 = down<3>(mid), v3 = down<3>(v);
     return {{low<0>(t, mid3) + high<1>(t, before), low<0>(t, mid) + high<1>(t, mid3),
              low<0>(t, v3) + high<1>(t, mid), low<0>(t, v) + high<1>(t, v3)}};
+  } else if constexpr (kFormat == Format::kT1Half) {  // p3 … p0 v5 v4 and p1 p0 v5 … v0 of number v, and p a lane before
+    const Octets v = six_of<0, kQuad>(unit, p), before = previous<1>(six_of<0, kQuad>(unit, (p + kParts - 1) % kParts), v);
+    const Octets own = bits<0, 63>(v) | bits<-6, 0xC0>(before), past = bits<4, 3>(v) | bits<-2, 0xFC>(before);
+    return {{low<0>(t, past) + high<4>(t, past), low<3>(t, own) + high<3>(t, past), low<1>(t, own) + high<1>(t, past),
+             low<0>(t, own) + high<4>(t, own)}};
+  } else if constexpr (kFormat == Format::kT2Half) {  // p2 p1 p0 v9 … v5
+    const Octets v = part_of(unit, kQuad, p), before = moved_part<1>(unit, kQuad, p);
+    const Octets mid = bits<5, 7>(v) | bits<2 * kQuad - 3, 0x18>(part_of(unit, 4, p)) | bits<-5, 0xE0>(before);
+    return {{low<2>(t, mid) + high<1>(t, before), low<0>(t, mid) + high<4>(t, mid), low<2>(t, v) + high<1>(t, mid),
+             low<0>(t, v) + high<4>(t, v)}};
+  } else if constexpr (kFormat == Format::kT3Half) {  // p0 v13 … v7
+    const Octets v = part_of(unit, kQuad, p), before = moved_part<1>(unit, kQuad, p);
+    const Octets mid = bits<7, 1>(v) | bits<-1, 0x7E>(six_of<4, kQuad>(unit, p)) | bits<-7, 0x80>(before);
+    return {{low<3>(t, mid) + high<0>(t, before), low<0>(t, mid) + high<4>(t, mid), low<3>(t, v) + high<0>(t, mid),
+             low<0>(t, v) + high<4>(t, v)}};
   } else {
     const Octets v = part_of(unit, 2 * kQuad, p), w = part_of(unit, 2 * kQuad + 1, p);
     const Octets before = moved_part<1>(unit, 2 * kQuad + 1, p);

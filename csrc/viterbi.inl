@@ -1,6 +1,7 @@
 // Codes on the trellis grid: for each ring (64 rows of a column) a Viterbi search for the path with the least weighted
 // squared error, inside GPTQ's column loop. The definition is `encode` in paretobit/trellis.py; operations and their order
-// are the same. A state is the window less its oldest code, lanes are neighbouring states. Included once per ISA.
+// are the same. A state is the window less what will be its oldest bits, as many as the next code has; lanes are
+// neighbouring states. Included once per ISA.
 
 constexpr int kWindows = 256, kRing = int(kTrellisTile), kRingSets = 4, kRingLanes = 16;
 constexpr float kForbidden = 1e30f;  // the cost of what may not be
@@ -8,29 +9,29 @@ constexpr float kForbidden = 1e30f;  // the cost of what may not be
 // Row of a tile that stands at a place of its ring.
 constexpr int ring_row(int place) { return place % kRingSets * kRingLanes + place / kRingSets; }
 
-template <int kBits>
+template <int kTwice>
 struct Search {
-  static constexpr int kStates = kWindows >> kBits, kBranches = 1 << kBits;
+  static constexpr int kWide = code_bits(kTwice, 0), kNarrow = code_bits(kTwice, 1);  // every other code
+  static constexpr int kStates = kWindows >> kWide, kMost = kWindows >> kNarrow;      // where the ring begins; at most
   float value[kWindows];
-  float cost[2][kStates + 16];     // of the best path to each state; `repeat` reads past the end
-  float oldest[kRing][kStates];    // code that left the window on the way to each state
-  float padding[kStates];          // forbids all codes but 0
+  float cost[2][kMost + 16];     // of the best path to each state; `repeat` reads past the end
+  float oldest[kRing][kMost];    // what left the window on the way to each state
 
   explicit Search(const uint8_t* table) {
     for (int w = 0; w < kWindows; ++w) value[w] = float(table[w & 15] + table[16 + (w >> 4)]) - 63.5f;
-    for (int s = 0; s < kStates; ++s) padding[s] = s % kBranches ? kForbidden : 0.0f;
-    std::fill(&cost[0][0], &cost[0][0] + 2 * (kStates + 16), 0.0f);
+    std::fill(&cost[0][0], &cost[0][0] + 2 * (kMost + 16), 0.0f);
   }
 
-  // One row on: x in levels from zero, and its weight.
-  template <bool kKeep>
+  // One row on, whose code has kBits, the next one's kNext: x in levels from zero, and its weight.
+  template <bool kKeep, int kBits, int kNext>
   PARETOBIT_MEMBER void step(float x, float weight, const float* from, float* to, float* left) {
+    constexpr int kAfter = kWindows >> kNext;
     const Lanes target = all(x), factor = all(weight);
-    for (int s = 0; s < kStates; s += 16) {
+    for (int s = 0; s < kAfter; s += 16) {
       Lanes best, code;
 #pragma GCC unroll 16
-      for (int o = 0; o < kBranches; ++o) {
-        const int window = o * kStates + s;
+      for (int o = 0; o < 1 << kNext; ++o) {
+        const int window = o * kAfter + s;
         const Lanes miss = target - load(value + window);
         const Lanes total = repeat<kBits>(from + (window >> kBits)) + miss * miss * factor;
         if (o == 0) {
@@ -46,22 +47,30 @@ struct Search {
     }
   }
 
+  // The same at place p, and no code but 0 for a row that is padding.
+  template <bool kKeep, int kBits, int kNext>
+  PARETOBIT_MEMBER void step_at(int p, const float* x, const float* weight, int rows) {
+    float* to = cost[1 - p % 2];
+    step<kKeep, kBits, kNext>(x[p], weight[p], cost[p % 2], to, oldest[p]);
+    if (ring_row(p) >= rows)
+      for (int s = 0; s < kWindows >> kNext; ++s) to[s] += s % (1 << kBits) ? kForbidden : 0.0f;
+  }
+
   // Once around from the costs in cost[0], which then holds the costs at the end. rows: those that are no padding.
   template <bool kKeep>
   void turn(const float* x, const float* weight, int rows) {
-    for (int p = 0; p < kRing; ++p) {
-      float* to = cost[1 - p % 2];
-      step<kKeep>(x[p], weight[p], cost[p % 2], to, oldest[p]);
-      if (ring_row(p) >= rows)
-        for (int s = 0; s < kStates; s += 16) store(to + s, load(to + s) + load(padding + s));
+    for (int p = 0; p < kRing; p += 2) {
+      step_at<kKeep, kWide, kNarrow>(p, x, weight, rows);
+      step_at<kKeep, kNarrow, kWide>(p + 1, x, weight, rows);
     }
   }
 
   // Back along the path that ends in `state`; returns the state in which it starts.
   int trace(int state, uint8_t* codes) const {
     for (int p = kRing - 1; p >= 0; --p) {
-      codes[p] = uint8_t(state % kBranches);
-      state = (int(oldest[p][state]) * kStates + state) >> kBits;
+      const int bits = code_bits(kTwice, p);
+      codes[p] = uint8_t(state % (1 << bits));
+      state = ((int(oldest[p][state]) * kWindows >> code_bits(kTwice, p + 1)) + state) >> bits;
     }
     return state;
   }
@@ -86,8 +95,8 @@ struct TileColumns {
   float scale[kRing], weight[kRing];
 };
 
-template <int kBits>
-void trellis_tile(const TrellisArgs& a, size_t tile, Search<kBits>& search, TileColumns& t) {
+template <int kTwice>
+void trellis_tile(const TrellisArgs& a, size_t tile, Search<kTwice>& search, TileColumns& t) {
   const size_t first = tile * kRing;
   const int rows = int(std::min<size_t>(kRing, a.rows - first));
   size_t row_of[kRing];
@@ -106,9 +115,9 @@ void trellis_tile(const TrellisArgs& a, size_t tile, Search<kBits>& search, Tile
     search.run(x, t.weight, rows, codes);
     const float* upper = a.upper ? a.upper + j * a.count : nullptr;
     unsigned window = 0;
-    for (int p = kRing - 8; p < kRing; ++p) window = window << kBits | codes[p];
+    for (int p = kRing - 8; p < kRing; ++p) window = window << code_bits(kTwice, p) | codes[p];
     for (int p = 0; p < kRing; ++p) {
-      window = (window << kBits | codes[p]) % kWindows;
+      window = (window << code_bits(kTwice, p) | codes[p]) % kWindows;
       error[p] = here[p] - t.scale[p] * search.value[window];
       if (upper) error[p] = error[p] / upper[j];
       if (ring_row(p) >= rows) continue;
@@ -130,18 +139,21 @@ void trellis_tile(const TrellisArgs& a, size_t tile, Search<kBits>& search, Tile
   }
 }
 
-template <int kBits>
+template <int kTwice>
 void trellis_tiles(const TrellisArgs& a, size_t first, size_t last) {
-  const auto search = std::make_unique<Search<kBits>>(a.table);
+  const auto search = std::make_unique<Search<kTwice>>(a.table);
   const auto columns = std::make_unique<TileColumns>();
-  for (size_t tile = first; tile < last; ++tile) trellis_tile<kBits>(a, tile, *search, *columns);
+  for (size_t tile = first; tile < last; ++tile) trellis_tile<kTwice>(a, tile, *search, *columns);
 }
 
 void trellis(const TrellisArgs& a, size_t first, size_t last) {
-  switch (a.bits) {
-    case 1: return trellis_tiles<1>(a, first, last);
+  switch (a.twice_bits) {
     case 2: return trellis_tiles<2>(a, first, last);
     case 3: return trellis_tiles<3>(a, first, last);
-    default: return trellis_tiles<4>(a, first, last);
+    case 4: return trellis_tiles<4>(a, first, last);
+    case 5: return trellis_tiles<5>(a, first, last);
+    case 6: return trellis_tiles<6>(a, first, last);
+    case 7: return trellis_tiles<7>(a, first, last);
+    default: return trellis_tiles<8>(a, first, last);
   }
 }

@@ -25,14 +25,14 @@ BLOCKS, ENDS, REST = 0, 1, "all other schemes"  # a table of schemes: of blocks;
 # little at few bits, and for an embedding above all, whose error stands in every position of a window and in the head.
 # Of SmolLM2-135M and Gemma 3 270M, with 8,192 tokens and 32,768 (docs/planner.md).
 TOGETHER = (
-    {"w1t": 1.7, "w2t": 1.12, "w3t": 1.02, REST: 1.0},
-    {"w1t": 3.4, "w2t": 1.5, "w3t": 1.15, "w4t": 1.07, REST: 1.0},
+    {"w1t": 1.7, "w1.5t": 1.4, "w2t": 1.12, "w2.5t": 1.07, "w3t": 1.02, REST: 1.0},
+    {"w1t": 3.4, "w1.5t": 2.3, "w2t": 1.5, "w2.5t": 1.3, "w3t": 1.15, "w3.5t": 1.1, "w4t": 1.07, REST: 1.0},
 )
 SPREAD = 0.5  # of these between models that differ from those two, a share
 # A packed model has a S / (1 + b S) nats on text calibration has not seen, S the sum of its costs, each times WORTH (1
 # where nothing stands): rounding fits its own text, but where much is wrong, what follows makes up for much. Of 26
 # models that were carried out, to 4 % (docs/decisions/015-left.md); few of them had anything at 1 bit.
-WORTH, CARRIED_OUT = {"w1t": 1.6}, (1.22, 0.385)
+WORTH, CARRIED_OUT = {"w1t": 1.6, "w1.5t": 1.25}, (1.22, 0.385)
 LUCK = math.log(30)  # two costs of one matrix may be so far off what is usual between their schemes
 NOISE = 0.05  # of a measurement, a share
 

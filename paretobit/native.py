@@ -16,13 +16,15 @@ from paretobit import packing, scales, trellis
 from paretobit.errors import ParetobitError
 from paretobit.qtensor import QTensor
 from paretobit.rotation import Rotation
-from paretobit.scheme import FLOATS, Grid
+from paretobit.scheme import FLOATS, TRELLIS_BITS, Grid
 
 ISA_VARIABLE = "PARETOBIT_ISA"
 TRELLIS_BLOCK = 128  # columns that the search takes at once
 ZERO_KINDS = {"stored": 0, "twos": 1, "mid": 2}
 # Levels, a float's kind or a trellis's bits, in the order of `Format` in csrc/matrix.h.
-FORMATS: tuple[object, ...] = (2, 3, 4, 8, 16, 32, 64, 255, "fp16", "bf16", "fp32", "t1", "t2", "t3", "t4")
+FORMATS: tuple[object, ...] = (
+    2, 3, 4, 8, 16, 32, 64, 255, "fp16", "bf16", "fp32", *(f"t{bits:g}" for bits in TRELLIS_BITS),
+)  # fmt: skip
 
 
 def available() -> tuple[str, ...]:
@@ -74,7 +76,7 @@ def dequant(q: QTensor, *, threads: int | None = None) -> np.ndarray:  # (out, i
     codes, offset = np.ascontiguousarray(q.codes), 0.0 if zero is not None else q.grid.offset
     if q.grid.kind == "trellis":
         values = trellis.values(trellis.of_grid(q.grid))
-        _call("dequant_trellis", codes, _words(q.scale), int(q.grid.bits), values, out, _threads(threads))
+        _call("dequant_trellis", codes, _words(q.scale), int(2 * q.grid.bits), values, out, _threads(threads))
         return out
     _call("dequant", codes, _words(q.scale), zero, q.grid.group or columns, offset, out, _threads(threads))
     return out
@@ -160,7 +162,7 @@ def trellis_feed_back(
     count = len(upper) if upper is not None else count or rest.shape[1] - start
     errors = None if upper is None else np.empty((rest.shape[0], count), np.float32)
     moved = None if pull is None else np.empty((rest.shape[0], count), np.float32)
-    at = (scale, weight, trellis.of_grid(grid), int(grid.bits), codes, errors, moved)
+    at = (scale, weight, trellis.of_grid(grid), int(2 * grid.bits), codes, errors, moved)
     _call("trellis", rest, start, count, upper, pull, *at, isa(), _threads(threads))
     return errors, moved
 
@@ -238,7 +240,7 @@ def _rotated(rotation: Rotation, x: np.ndarray, inverse: bool, threads: int | No
 def format_of(grid: Grid) -> int:
     """The number by which the kernels know a grid."""
     if grid.kind == "trellis":
-        return FORMATS.index(f"t{grid.bits}")
+        return FORMATS.index(f"t{grid.bits:g}")
     return FORMATS.index(grid.kind if grid.kind in FLOATS else grid.levels)
 
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from paretobit.errors import ParetobitError
 from paretobit.pieces import pieces
-from paretobit.scheme import Grid
-from paretobit.trellis import RING
+from paretobit.scheme import TRELLIS_BITS, Grid
+from paretobit.trellis import RING, largest_codes, widths
 
 TILE, SET, QUAD, VECTOR = 32, 16, 4, 64  # rows of a tile and of its sets; columns of a plane; bytes of a vector
 # Bits of a code, low to high, in the pieces that planes are packed by; eight bits' worth of planes share a vector.
@@ -31,20 +31,20 @@ CHUNK = 1 << 20  # padded codes worked on at a time
 class Layout:
     """The numbers that follow from grid and shape; csrc/matrix.h computes the same ones under the same names.
 
-    levels: codes of the grid; rows, columns: of the matrix; group: columns that share a scale, at most `columns`;
-    ring: a trellis, whose codes go in rings.
+    levels: codes of the grid, on a trellis the most of any row; rows, columns: of the matrix; group: columns that share
+    a scale, at most `columns`; ring: bits a code of a trellis, whose codes go in rings; else 0.
     """
 
     levels: int
     rows: int
     columns: int
     group: int
-    ring: bool = False
+    ring: float = 0
 
     @classmethod
     def of(cls, grid: Grid, shape: tuple[int, ...]) -> Layout:
         """Raises ParetobitError on grids that have no packing and on shapes that are no matrix with columns."""
-        ring = grid.kind == "trellis" and grid.bits in (1, 2, 3, 4) and grid.group is None
+        ring = grid.bits if grid.kind == "trellis" and grid.bits in TRELLIS_BITS and grid.group is None else 0
         if not ring and (grid.kind != "affine" or grid.levels not in LEVELS):
             what = f"{grid.levels} levels" if grid.kind == "affine" else f"the grid '{grid.kind}'"
             raise ParetobitError(f"{what} have no packing", hint=f"choose from {LEVELS} levels")
@@ -53,7 +53,7 @@ class Layout:
         group = shape[1] if grid.group is None else min(grid.group, shape[1])
         if group < 1:
             raise ParetobitError(f"groups of {group} columns", hint="give the columns that share a scale")
-        return cls(1 << int(grid.bits) if ring else grid.levels, *shape, group, ring)
+        return cls(1 << widths(ring)[0] if ring else grid.levels, *shape, group, ring)
 
     @property
     def tile(self) -> int:
@@ -75,7 +75,9 @@ class Layout:
 
     @property
     def unit_vectors(self) -> int:
-        return 2 if self.levels == 3 else (self.levels - 1).bit_length() * self.tile // TILE
+        if self.ring:
+            return int(2 * self.ring)
+        return 2 if self.levels == 3 else (self.levels - 1).bit_length()
 
     @property
     def group_units(self) -> int:
@@ -115,13 +117,12 @@ def pack(codes: np.ndarray, grid: Grid) -> np.ndarray:  # (out, in) -> (tiles, t
     packed = np.empty((at.tiles, at.tile_bytes), np.uint8)
     for tiles in at.chunks():
         block = codes[at.tile * tiles.start : at.tile * tiles.stop]
-        if block.max(initial=0) >= at.levels:
-            raise outside(f"code {block.max()} on a grid of {at.levels} levels")
+        _check_codes(block, at)
         wide = np.zeros((at.tile * (tiles.stop - tiles.start), at.padded), np.uint8)
         wide[: len(block), at.positions] = block
         planes = wide.reshape(-1, at.tile // SET, SET, at.units, at.unit // QUAD, QUAD).transpose(0, 3, 1, 4, 2, 5)
         planes = planes.reshape(*planes.shape[:4], VECTOR)
-        vectors = _encode_ring(planes, at.levels) if at.ring else _encode(planes, at.levels)
+        vectors = _encode_ring(planes, at.ring) if at.ring else _encode(planes, at.levels)
         packed[tiles] = vectors.reshape(-1, at.tile_bytes)
     return packed
 
@@ -137,7 +138,7 @@ def unpack(packed: np.ndarray, grid: Grid, shape: tuple[int, int]) -> np.ndarray
     codes = np.empty(shape, np.uint8)
     for tiles in at.chunks():
         vectors = packed[tiles].reshape(-1, at.units, at.unit_vectors, VECTOR)
-        planes = _decode_ring(vectors, at.levels) if at.ring else _decode(vectors, at.levels)
+        planes = _decode_ring(vectors, at.ring) if at.ring else _decode(vectors, at.levels)
         wide = planes.reshape(-1, at.units, at.tile // SET, at.unit // QUAD, SET, QUAD).transpose(0, 2, 4, 1, 3, 5)
         wide = wide.reshape(-1, at.padded)
         block = codes[at.tile * tiles.start : at.tile * tiles.stop]
@@ -227,6 +228,14 @@ def _untiled(tiled: np.ndarray, rows: int, what: str) -> np.ndarray:  # (tiles, 
     return values[:rows]
 
 
+def _check_codes(block: np.ndarray, at: Layout) -> None:
+    """Raises where a code is none of its row's; block: rows from a tile's first on."""
+    allowed = largest_codes(len(block), at.ring) if at.ring else np.full(len(block), at.levels - 1, np.uint8)
+    most = block.max(axis=1, initial=0)
+    if (wrong := most > allowed).any():
+        raise outside(f"code {most[wrong][0]} on a grid of {int(allowed[wrong][0]) + 1} levels")
+
+
 def _join(fields: np.ndarray, bits: int) -> np.ndarray:  # (..., 8 // bits, n) -> (..., n)
     """Bytes of `bits` bits side by side in one, the first lowest."""
     return np.bitwise_or.reduce(fields << _shifts(bits), axis=-2)
@@ -303,37 +312,55 @@ def _decode_ternary(vectors: np.ndarray) -> np.ndarray:
     return np.stack(planes, axis=3).reshape(*vectors.shape[:2], 2 * len(planes), VECTOR)
 
 
-def _encode_ring(planes: np.ndarray, levels: int) -> np.ndarray:
+def _encode_ring(planes: np.ndarray, bits: float) -> np.ndarray:
     """Vectors (tiles, units, unit_vectors, 64) of a trellis from planes (tiles, units, 4, 4, 64)."""
-    bits = (levels - 1).bit_length()
-    shifts = np.arange(3 * bits, -1, -bits, dtype=np.uint16)[:, None, None]  # set 3, the newest, lies lowest
-    words = np.bitwise_or.reduce(planes.astype(np.uint16) << shifts, axis=2)  # 4 * bits bits, by quad
+    words = np.bitwise_or.reduce(planes.astype(np.uint16) << _ring_shifts(bits), axis=2)  # 4 * bits bits, by quad
     low, high = words.astype(np.uint8), (words >> np.uint16(8)).astype(np.uint8)
-    if bits == 1:
-        return low[:, :, ::2] | low[:, :, 1::2] << np.uint8(4)
+    if bits < 2:
+        return _side_by_side(low, int(4 * bits))
     if bits == 2:
         return low
     if bits == 3:
-        rest = high[:, :, ::2] | high[:, :, 1::2] << np.uint8(4)
-        return _interleave(low[:, :, ::2], low[:, :, 1::2], rest)
-    return _interleave(high, low)
+        return _interleave(low[:, :, ::2], low[:, :, 1::2], _side_by_side(high, 4))
+    if bits == 4:
+        return _interleave(high, low)
+    return np.concatenate([low, _side_by_side(high, int(4 * bits - 8))], axis=2)
 
 
-def _decode_ring(vectors: np.ndarray, levels: int) -> np.ndarray:
+def _decode_ring(vectors: np.ndarray, bits: float) -> np.ndarray:
     """Planes (tiles, units, 16, 64) from vectors (tiles, units, unit_vectors, 64) of a trellis."""
-    bits, wide = (levels - 1).bit_length(), vectors.astype(np.uint16)
-    if bits == 1:
-        words = _interleave(wide & 15, wide >> 4)
+    wide = vectors.astype(np.uint16)
+    if bits < 2:
+        words = _parted(wide, int(4 * bits))
     elif bits == 2:
         words = wide
     elif bits == 3:
-        rest = wide[:, :, 2::3]
-        words = _interleave(wide[:, :, ::3] | (rest & 15) << 8, wide[:, :, 1::3] | (rest & 240) << 4)
-    else:
+        words = _interleave(wide[:, :, ::3], wide[:, :, 1::3]) | _parted(wide[:, :, 2::3], 4) << 8
+    elif bits == 4:
         words = wide[:, :, ::2] << 8 | wide[:, :, 1::2]
-    shifts = np.arange(3 * bits, -1, -bits, dtype=np.uint16)[:, None, None]
-    planes = (words[:, :, None] >> shifts & np.uint16(levels - 1)).astype(np.uint8)
+    else:
+        words = wide[:, :, :4] | _parted(wide[:, :, 4:], int(4 * bits - 8)) << 8
+    mask = (1 << np.array(widths(bits), np.uint16))[:, None, None] - 1
+    planes = (words[:, :, None] >> _ring_shifts(bits) & mask).astype(np.uint8)
     return planes.reshape(*vectors.shape[:2], -1, VECTOR)
+
+
+def _ring_shifts(bits: float) -> np.ndarray:  # (4, 1, 1): set 3, the newest, lies lowest
+    return (int(4 * bits) - np.cumsum(widths(bits), dtype=np.uint16))[:, None, None]
+
+
+def _side_by_side(fields: np.ndarray, bits: int) -> np.ndarray:  # (tiles, units, 4, 64) -> (tiles, units, bits / 2, 64)
+    """Four quads' fields of 2, 4 or 6 bits; of 6, three leave two bits of each byte, which the fourth's take."""
+    if bits == 6:
+        return fields[:, :, :3] | (fields[:, :, 3:] >> _shifts(2)[:3]) << np.uint8(6)
+    return _join(fields.reshape(*fields.shape[:2], bits // 2, 8 // bits, VECTOR), bits)
+
+
+def _parted(vectors: np.ndarray, bits: int) -> np.ndarray:  # the inverse, uint16
+    if bits == 6:
+        fourth = np.bitwise_or.reduce(vectors >> 6 << _shifts(2)[:3], axis=2, keepdims=True)
+        return np.concatenate([vectors & 63, fourth], axis=2)
+    return _split(vectors, bits).reshape(*vectors.shape[:2], 4, VECTOR)
 
 
 def _interleave(*parts: np.ndarray) -> np.ndarray:  # (tiles, units, n, 64) each -> (tiles, units, parts * n, 64)

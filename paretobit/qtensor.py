@@ -51,7 +51,7 @@ class QTensor:
         start, stop, _ = rows.indices(len(self.codes))
         if start % trellis.RING or (stop % trellis.RING and stop != len(self.codes)):
             raise ParetobitError(f"rows {start}…{stop} cut rings of {trellis.RING}", hint="take whole rings")
-        return trellis.levels(self.codes[rows], int(self.grid.bits), trellis.of_grid(self.grid))
+        return trellis.levels(self.codes[rows], self.grid.bits, trellis.of_grid(self.grid))
 
 
 def spread(per_group: np.ndarray, grid: Grid, columns: int) -> np.ndarray:  # (out, groups) -> (out, columns)

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 from paretobit.errors import ParetobitError
 
+TRELLIS_BITS = (1, 1.5, 2, 2.5, 3, 3.5, 4)
 LEVELS = {1: 2, 1.58: 3, 2: 4, 3: 8, 4: 16, 5: 32, 6: 64, 8: 255}
 FLOATS = ("bf16", "fp16", "fp32")
 LEVEL_ZERO = 63.5  # where a trellis's levels 0 … 127 have their zero
 SPELLING = re.compile(
-    r"w(?P<bits>1\.58|[1-9][0-9]?)(?:t(?P<trellis>[48])?(?P<is_trellis>))?"
+    r"w(?P<bits>1\.58|[1-3]\.5|[1-9][0-9]?)(?:t(?P<trellis>[48])?(?P<is_trellis>))?"
     r"(?:g(?P<group>[1-9][0-9]{0,7}))?(?P<zero>[sz])?(?P<act>a8(?:s|g(?P<act_group>[1-9][0-9]{0,7}))?)?"
 )
 
@@ -73,16 +74,18 @@ def parse(text: str) -> Scheme:
     if match is None:
         raise ParetobitError(
             f"'{text}' is not a scheme",
-            hint="write w<bits>[g<group>][s|z][a8[s|g<group>]], for example w3g64, w8, w8a8 or bf16",
+            hint="write w<bits>[t|g<group>][s|z][a8[s|g<group>]], for example w3g64, w8, w8a8 or bf16",
         )
     bits: float = float(match["bits"]) if "." in match["bits"] else int(match["bits"])
-    if bits not in LEVELS:
-        raise ParetobitError(f"'{text}': {match['bits']} bits are not supported", hint=f"choose from {sorted(LEVELS)}")
+    trellis = match["is_trellis"] is not None
+    some = TRELLIS_BITS if trellis else sorted(LEVELS)
+    if bits not in some:
+        raise ParetobitError(f"'{text}': {match['bits']} bits are not supported", hint=f"choose from {list(some)}")
     group = int(match["group"]) if match["group"] else None
     if group is not None and group < 16:
         raise ParetobitError(f"'{text}': groups start at 16 columns", hint=f"w{match['bits']}g16 is the finest")
     activation = _activation(text, match)
-    if match["is_trellis"] is not None:
+    if trellis:
         return Scheme(_trellis(text, bits, match), activation)
     if match["zero"] == "z" and (bits == 8 or bits < 2):
         raise ParetobitError(
@@ -103,11 +106,11 @@ def _activation(text: str, match: re.Match) -> Grid | None:
 
 
 def _trellis(text: str, bits: float, match: re.Match) -> Grid:
-    if bits not in (1, 2, 3, 4) or match["group"] or match["zero"]:
-        raise ParetobitError(
-            f"'{text}' is not a trellis", hint="w1t, w2t, w3t and w4t take neither group nor zero point"
-        )
+    if match["group"] or match["zero"]:
+        raise ParetobitError(f"'{text}' is not a trellis", hint="w1t, w1.5t … w4t take neither group nor zero point")
     window = int(match["trellis"] or 8)
+    if window == 4 and not isinstance(bits, int):
+        raise ParetobitError(f"'{text}' is not a trellis", hint=f"its window has eight bits: w{bits}t")
     return Grid("trellis", bits, 1 << window, None, "mid")
 
 

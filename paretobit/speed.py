@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from paretobit import hardware, native
-from paretobit.scheme import Scheme, parse
+from paretobit.scheme import TRELLIS_BITS, Scheme, parse
 from paretobit.sizes import parts
 
 READ_BYTES, MOST_READ_BYTES = 256 << 20, 1 << 30
@@ -23,7 +23,7 @@ PAGE = 4096
 COLUMNS, TILE = 2048, 64  # of the matrices that are timed; whole tiles of every scheme
 SLOW = 0.2  # seconds that one product may take
 SCHEMES = tuple(f"w{bits}{group}" for bits in ("1", "1.58", "2", "3", "4", "5", "6", "8") for group in ("", "g64"))
-SCHEMES = (*SCHEMES, "w1t", "w2t", "w3t", "w4t", "bf16")
+SCHEMES = (*SCHEMES, *(f"w{bits}t" for bits in TRELLIS_BITS), "bf16")
 WITNESSES = ("w2", "w4", "w8")  # by which it is told how far away bytes lie: schemes that wait for memory
 OF_CACHE = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)  # sizes at which it is told, in largest caches
 

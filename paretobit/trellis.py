@@ -5,8 +5,9 @@ Source: trellis-coded quantization (Marcellin and Fischer 1990) as a bit-shift t
 of every vector unit looks up.
 
 Rows go in rings of 64 (a tile). The ring's order takes row l of each of its four sets of 16, then row l + 1 of each:
-rows 0, 16, 32, 48, 1, 17, …; after row 63 comes row 0 again, so no weight pays for a start. With `bits` bits a code,
-the window of a weight is the newest eight bits of the stream of codes up to it, its own code lowest:
+rows 0, 16, 32, 48, 1, 17, …; after row 63 comes row 0 again, so no weight pays for a start. Of `bits` that are no
+whole number every other code is a bit wider: 2.5 are 3, 2, 3, 2, …. The window of a weight is the newest eight bits of
+the stream of codes up to it, its own code lowest:
 
     value = scale · (low[window & 15] + high[window >> 4] - 63.5)
 
@@ -26,13 +27,19 @@ RING, SETS, LANES = 64, 4, 16
 WINDOW_BITS = 8
 FORBIDDEN = np.float32(1e30)  # the cost of what may not be
 # (bits, window): low, high and how many levels a standard deviation is. Made by scripts/train_tables.py.
-TABLES: dict[tuple[int, int], tuple[tuple[int, ...], tuple[int, ...], float]] = {
+TABLES: dict[tuple[float, int], tuple[tuple[int, ...], tuple[int, ...], float]] = {
     (1, 8): ((56, 3, 31, 23, 36, 20, 53, 1, 0, 53, 21, 29, 19, 39, 4, 53),
              (33, 43, 62, 4, 1, 64, 49, 26, 39, 29, 8, 71, 67, 11, 23, 47), 33.314),
+    (1.5, 8): ((7, 38, 63, 21, 40, 1, 16, 47, 0, 36, 15, 48, 18, 39, 56, 17),
+             (27, 8, 23, 53, 40, 27, 11, 61, 54, 37, 61, 11, 0, 63, 44, 27), 27.243),
     (2, 8): ((0, 54, 22, 38, 33, 56, 33, 13, 40, 23, 50, 18, 67, 11, 31, 46),
              (31, 51, 21, 10, 9, 22, 58, 26, 52, 0, 4, 59, 30, 34, 39, 38), 23.537),
+    (2.5, 8): ((26, 50, 37, 72, 38, 22, 52, 10, 36, 0, 23, 50, 63, 45, 14, 31),
+             (18, 1, 55, 9, 47, 21, 11, 32, 33, 53, 26, 45, 1, 39, 39, 23), 22.134),
     (3, 8): ((24, 37, 5, 62, 51, 30, 43, 15, 64, 0, 53, 39, 16, 26, 46, 32),
              (20, 29, 36, 13, 49, 34, 43, 0, 8, 15, 62, 41, 23, 52, 30, 24), 20.884),
+    (3.5, 8): ((0, 48, 35, 44, 22, 37, 29, 10, 28, 58, 40, 35, 50, 10, 18, 24),
+             (37, 27, 40, 68, 52, 20, 34, 33, 27, 44, 48, 8, 22, 13, 60, 0), 19.012),
     (4, 8): ((41, 26, 45, 0, 60, 36, 30, 37, 54, 8, 69, 13, 32, 18, 22, 49),
              (17, 49, 25, 28, 44, 39, 13, 0, 35, 8, 20, 42, 56, 21, 33, 30), 18.875),
     (1, 4): ((90, 40, 85, 33, 63, 0, 89, 38, 37, 91, 33, 84, 126, 63, 34, 88),
@@ -47,7 +54,7 @@ TABLES: dict[tuple[int, int], tuple[tuple[int, ...], tuple[int, ...], float]] = 
 
 
 @cache
-def table(bits: int, window: int) -> np.ndarray:  # (32,) uint8
+def table(bits: float, window: int) -> np.ndarray:  # (32,) uint8
     """The low nibble's sixteen entries, then the high one's; no sum of two is above 127."""
     low, high, _ = TABLES[bits, window]
     return np.array([*low, *high], np.uint8)
@@ -55,17 +62,25 @@ def table(bits: int, window: int) -> np.ndarray:  # (32,) uint8
 
 def of_grid(grid: Grid) -> np.ndarray:  # (32,) uint8
     """`table` of a trellis grid. Raises ParetobitError on another grid."""
-    key = (int(grid.bits), int(grid.levels).bit_length() - 1)
+    key = (grid.bits, int(grid.levels).bit_length() - 1)
     if grid.kind != "trellis" or key not in TABLES:
-        raise ParetobitError(
-            f"the grid '{grid.kind}' of {grid.bits} bits is no trellis", hint="use w1t, w2t, w3t or w4t"
-        )
+        raise ParetobitError(f"the grid '{grid.kind}' of {grid.bits} bits is no trellis", hint="use w1t, w1.5t … w4t")
     return table(*key)
 
 
 def deviation(grid: Grid) -> float:
     """Levels that a standard deviation of normally distributed weights should take."""
-    return TABLES[int(grid.bits), int(grid.levels).bit_length() - 1][2]
+    return TABLES[grid.bits, int(grid.levels).bit_length() - 1][2]
+
+
+def widths(bits: float) -> tuple[int, ...]:
+    """Bits of a code of each of the four sets of rows."""
+    return tuple(int(2 * bits + 1 - of_two) // 2 for of_two in (0, 1, 0, 1))
+
+
+def largest_codes(rows: int, bits: float) -> np.ndarray:  # (rows,) uint8
+    """Of every row, from a ring's first on."""
+    return np.resize(np.repeat((1 << np.array(widths(bits))) - 1, LANES), rows).astype(np.uint8)
 
 
 def values(entries: np.ndarray) -> np.ndarray:  # (32,) uint8 -> (256,) float32
@@ -88,22 +103,24 @@ def unring(rings: np.ndarray, rows: int) -> np.ndarray:  # (tiles, 64, ...) -> (
     return rings.reshape(-1, LANES, SETS, *rest).swapaxes(1, 2).reshape(-1, *rest)[:rows]
 
 
-def windows(codes: np.ndarray, bits: int) -> np.ndarray:  # (out, in) -> (out, in) uint16
-    """The window of every weight, from codes uint8 below 2^bits."""
-    rings = ring(codes).astype(np.uint16)
-    window = np.zeros_like(rings)
-    for back in range(-(-WINDOW_BITS // bits)):
-        window |= np.roll(rings, back, axis=1) << np.uint16(bits * back)
+def windows(codes: np.ndarray, bits: float) -> np.ndarray:  # (out, in) -> (out, in) uint16
+    """The window of every weight, from codes uint8 that fit their `widths`."""
+    rings, width = ring(codes).astype(np.uint16), np.tile(widths(bits), LANES).astype(np.uint16)
+    window, shift, back = np.zeros_like(rings), np.zeros(RING, np.uint16), 0
+    while (shift < WINDOW_BITS).any():
+        window |= np.roll(rings, back, axis=1) << shift[:, None]
+        shift += np.roll(width, back)
+        back += 1
     return unring(window & np.uint16((1 << WINDOW_BITS) - 1), len(codes))
 
 
-def levels(codes: np.ndarray, bits: int, entries: np.ndarray) -> np.ndarray:  # (out, in) -> (out, in) uint8
-    """Levels 0 … 127 of codes uint8 below 2^bits; entries: `table`."""
+def levels(codes: np.ndarray, bits: float, entries: np.ndarray) -> np.ndarray:  # (out, in) -> (out, in) uint8
+    """Levels 0 … 127 of codes uint8 that fit their `widths`; entries: `table`."""
     window = windows(codes, bits)
     return entries[window & 15] + entries[16 + (window >> 4)]
 
 
-def encode(x: np.ndarray, weight: np.ndarray, bits: int, entries: np.ndarray) -> np.ndarray:  # (out, in) -> (out, in)
+def encode(x: np.ndarray, weight: np.ndarray, bits: float, entries: np.ndarray) -> np.ndarray:  # (out, in) -> (out, in)
     """Codes uint8 whose values are near x: for each ring and column the path of small Σ weight · (x - value)².
 
     x: float32 (out, in) in levels from zero; weight: float32 (out,), at least 0. A Viterbi search twice around the ring
@@ -117,7 +134,7 @@ def encode(x: np.ndarray, weight: np.ndarray, bits: int, entries: np.ndarray) ->
     real = np.broadcast_to(real[:, None, :], rings.shape)
     flat = rings.reshape(-1, RING)
     search = _Search(flat, weights.reshape(-1, RING), real.reshape(-1, RING), bits, values(entries))
-    open_cost = np.zeros((len(flat), 1 << (WINDOW_BITS - bits)), np.float32)
+    open_cost = np.zeros((len(flat), search.states), np.float32)
     turn = search.turn(search.turn(open_cost)[0])
     close = search.trace(turn[1], turn[0].argmin(axis=1))[1]
     start = np.full_like(open_cost, FORBIDDEN)
@@ -127,32 +144,38 @@ def encode(x: np.ndarray, weight: np.ndarray, bits: int, entries: np.ndarray) ->
 
 
 class _Search:
-    """Viterbi over rings (n, 64), all at once. A state is the window less its oldest code."""
+    """Viterbi over rings (n, 64), all at once. A state is the window less what will be its oldest bits, as many as the
+    next code has; states: how many there are where the ring begins."""
 
-    def __init__(self, x: np.ndarray, weight: np.ndarray, real: np.ndarray, bits: int, value: np.ndarray) -> None:
-        self.x, self.weight, self.real, self.bits, self.value = x, weight, real, bits, value
-        self.states = 1 << (WINDOW_BITS - bits)
+    def __init__(self, x: np.ndarray, weight: np.ndarray, real: np.ndarray, bits: float, value: np.ndarray) -> None:
+        self.x, self.weight, self.real, self.value = x, weight, real, value
+        self.widths = widths(bits) * LANES
+        self.states = 1 << (WINDOW_BITS - self.widths[0])
 
-    def turn(self, cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(cost (n, states) after a turn that starts at `cost`, the oldest code on the way to each (64, n, states))."""
-        n, branches = len(self.x), 1 << self.bits
-        oldest = np.empty((RING, n, self.states), np.uint8)
-        padding = np.where(np.arange(self.states) % branches == 0, np.float32(0), FORBIDDEN)
-        for row in range(RING):
+    def _next(self, row: int) -> int:
+        return self.widths[(row + 1) % RING]
+
+    def turn(self, cost: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """(cost (n, states) after a turn that starts at `cost`, for each row what left the window on the way to each
+        state (n, states))."""
+        oldest = []
+        for row, width in enumerate(self.widths):
             miss = self.x[:, row, None] - self.value
-            total = np.repeat(cost, branches, axis=1) + miss * miss * self.weight[:, row, None]
-            total = total.reshape(n, branches, self.states)
-            oldest[row] = total.argmin(axis=1)
+            total = np.repeat(cost, 1 << width, axis=1) + miss * miss * self.weight[:, row, None]
+            total = total.reshape(len(self.x), 1 << self._next(row), -1)
+            oldest.append(total.argmin(axis=1))
             cost = total.min(axis=1)
+            padding = np.where(np.arange(cost.shape[1]) % (1 << width) == 0, np.float32(0), FORBIDDEN)
             cost = np.where(self.real[:, row, None], cost, cost + padding)
         return cost, oldest
 
-    def trace(self, oldest: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def trace(self, oldest: list[np.ndarray], state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(codes (n, 64) of the path that ends in `state` (n,), the state in which it starts)."""
         codes = np.empty((len(state), RING), np.uint8)
         each = np.arange(len(state))
         for row in reversed(range(RING)):
-            codes[:, row] = state & ((1 << self.bits) - 1)
-            before = oldest[row, each, state].astype(np.int64) << (WINDOW_BITS - self.bits)
-            state = (before | state) >> self.bits
+            width = self.widths[row]
+            codes[:, row] = state & ((1 << width) - 1)
+            before = oldest[row][each, state] << (WINDOW_BITS - self._next(row))
+            state = (before | state) >> width
         return codes, state

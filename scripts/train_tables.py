@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains the tables of paretobit/trellis.py on unit Gaussian numbers and prints them with their measured error.
 
-    python scripts/train_tables.py [--bits 1,2,3,4] [--window 8] [--starts 8] [--hops 60] [--seed 0]
+    python scripts/train_tables.py [--bits 1,1.5,2,2.5,3,3.5,4] [--window 8] [--starts 8] [--hops 60] [--seed 0]
 
 Codes by Viterbi search, then the entries by least squares for those codes, in turns: Lloyd's algorithm on a trellis. It
 ends in one of very many local optima, so the best is shaken and settles again, `hops` times. Everything is seeded. The
@@ -15,21 +15,21 @@ import argparse
 import numpy as np
 
 from paretobit import native, trellis
-from paretobit.scheme import parse
+from paretobit.scheme import TRELLIS_BITS, parse
 
 MOST = 127  # the largest level
 LOW = np.arange(256) & 15
 HIGH = np.arange(256) >> 4
 
 
-def search(x: np.ndarray, entries: np.ndarray, deviation: float, bits: int) -> tuple[np.ndarray, np.ndarray, float]:
+def search(x: np.ndarray, entries: np.ndarray, deviation: float, bits: float) -> tuple[np.ndarray, np.ndarray, float]:
     """(how often each window occurs (256,), the sum of x there (256,), mean squared error) of unit Gaussian x."""
     codes = np.empty(x.shape, np.uint8)
     scale = np.full(len(x), 1 / deviation, np.float32)
     weight = np.ones(len(x), np.float32)
     for start in range(0, x.shape[1], native.TRELLIS_BLOCK):
         count = min(native.TRELLIS_BLOCK, x.shape[1] - start)
-        at = (start, count, None, None, scale, weight, entries, bits, codes, None, None, native.isa(), 2)
+        at = (start, count, None, None, scale, weight, entries, int(2 * bits), codes, None, None, native.isa(), 2)
         native._call("trellis", x, *at)
     found = trellis.windows(codes, bits).ravel()
     level = (entries[LOW] + entries[16 + HIGH]).astype(np.float64) - 63.5
@@ -58,7 +58,9 @@ def to_entries(real: np.ndarray, free: bool) -> tuple[np.ndarray, float]:
     return np.concatenate([a, b]).astype(np.uint8), float(deviation)
 
 
-def settle(real: np.ndarray, bits: int, free: bool, rng: np.random.Generator, rounds: int, columns: int) -> np.ndarray:
+def settle(
+    real: np.ndarray, bits: float, free: bool, rng: np.random.Generator, rounds: int, columns: int
+) -> np.ndarray:
     """Lloyd's turns from `real` entries on fresh numbers."""
     for _ in range(rounds):
         entries, deviation = to_entries(real, free)
@@ -67,9 +69,9 @@ def settle(real: np.ndarray, bits: int, free: bool, rng: np.random.Generator, ro
     return real
 
 
-def train(bits: int, window: int, starts: int, hops: int, seed: int) -> tuple[np.ndarray, float]:
+def train(bits: float, window: int, starts: int, hops: int, seed: int) -> tuple[np.ndarray, float]:
     """(entries, deviation): the best of some random starts and of the tables there are, then shaken again and again."""
-    free, rng = window == 8, np.random.default_rng([seed, bits, window])
+    free, rng = window == 8, np.random.default_rng([seed, int(2 * bits), window])
     judge = np.random.default_rng([seed, 1]).standard_normal((2048, 512)).astype(np.float32)
 
     def judged(real: np.ndarray) -> tuple[float, np.ndarray]:
@@ -91,7 +93,7 @@ def train(bits: int, window: int, starts: int, hops: int, seed: int) -> tuple[np
     return to_entries(best[1], free)
 
 
-def measure(entries: np.ndarray, deviation: float, bits: int) -> float:
+def measure(entries: np.ndarray, deviation: float, bits: float) -> float:
     """Mean squared error of 8,192 rows × 2,000 columns of unit Gaussian numbers, seeded."""
     rng = np.random.default_rng(20)
     errors = [
@@ -102,14 +104,14 @@ def measure(entries: np.ndarray, deviation: float, bits: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bits", default="1,2,3,4")
+    parser.add_argument("--bits", default=",".join(f"{bits}" for bits in TRELLIS_BITS))
     parser.add_argument("--window", type=int, choices=[4, 8], default=8)
     parser.add_argument("--starts", type=int, default=8)
     parser.add_argument("--hops", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    for bits in map(int, given.bits.split(",")):
-        parse(f"w{bits}t")  # a width that there is
+    for text in given.bits.split(","):
+        bits = parse(f"w{text}t{given.window}").weight.bits
         entries, deviation = train(bits, given.window, given.starts, given.hops, given.seed)
         low, high = (tuple(int(e) for e in part) for part in (entries[:16], entries[16:]))
         error = measure(entries, deviation, bits)

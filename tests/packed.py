@@ -60,6 +60,11 @@ FAMILIES: dict[str, tuple[str, dict]] = {
 }
 
 
+def trellis_codes(random: np.random.Generator, shape: tuple[int, int], bits: float) -> np.ndarray:
+    """Any codes uint8 (out, in) of a trellis."""
+    return random.integers(0, 16, shape, np.uint8) & trellis.largest_codes(shape[0], bits)[:, None]
+
+
 class Shelf:
     """Makes each packed model once."""
 
@@ -98,7 +103,7 @@ class Shelf:
                 arrays |= {key: base.file.map(key) for key in base.file.tensors if key in (name, *suffixed(name))}
                 continue
             layers[name], grid, shape = replace(layers[name], scheme=scheme), scheme.weight, base.shape(name)
-            codes = random.integers(0, 1 << int(grid.bits), shape, np.uint8)
+            codes = trellis_codes(random, shape, grid.bits)
             scale = base.read(name).std(1, keepdims=True) / np.float32(trellis.deviation(grid))
             q = QTensor(codes, scale.astype(np.float16), None, grid)
             arrays |= {name + suffix: array for suffix, array in stored(q).items()}

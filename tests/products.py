@@ -15,7 +15,7 @@ from paretobit.packing import Layout
 from paretobit.qtensor import QTensor
 
 FORMATS = {2: 0, 3: 1, 4: 2, 8: 3, 16: 4, 32: 5, 64: 6, 255: 7}
-TRELLISES = {1: 11, 2: 12, 3: 13, 4: 14}  # by bits
+TRELLISES = {1: 11, 1.5: 12, 2: 13, 2.5: 14, 3: 15, 3.5: 16, 4: 17}  # by bits
 FLOATS = {"fp16": 8, "bf16": 9, "fp32": 10}
 
 
@@ -38,7 +38,7 @@ def quantize(x: np.ndarray) -> tuple[np.ndarray, np.float32]:
 
 def numbers(q: QTensor) -> np.ndarray:  # uint8 (out, in)
     """What the zero point is subtracted from: codes, or a trellis's levels."""
-    return trellis.levels(q.codes, int(q.grid.bits), trellis.of_grid(q.grid)) if is_trellis(q) else q.codes
+    return trellis.levels(q.codes, q.grid.bits, trellis.of_grid(q.grid)) if is_trellis(q) else q.codes
 
 
 def is_trellis(q: QTensor) -> bool:
@@ -87,7 +87,7 @@ def arguments(q: QTensor) -> tuple:
     flat = (arrays[".codes"].reshape(-1), arrays[".scale"].view(np.uint16).reshape(-1))
     twice = 0 if zero is not None else round(2 * q.grid.offset)
     group = q.grid.group or q.codes.shape[1]
-    kind = TRELLISES[int(q.grid.bits)] if is_trellis(q) else FORMATS[q.grid.levels]
+    kind = TRELLISES[q.grid.bits] if is_trellis(q) else FORMATS[q.grid.levels]
     return kind, group, twice, *flat, None if zero is None else zero.reshape(-1)
 
 

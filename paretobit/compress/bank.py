@@ -28,7 +28,6 @@ from paretobit.work import MANIFEST, Work, write_atomically
 KIND = "bank"
 # GPTQ among matrices on a trellis: it makes up for what the stream lacks as these do, and one factoring serves a tap.
 BESIDE_TRELLIS = {"gptq": {"act_order": False, "asymmetric": 0.65, "residual": 1.1, "trusted": True}}
-SCHEMES = ("w1t", "w2t", "w3t", "w4t", "w5", "w6", "w8")
 
 
 def uniform_plan(source: Checkpoint, scheme: str) -> Plan:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from paretobit.planfile import Plan
 
 
-SCHEMES = "w1t,w2t,w3t,w4t,w5,w6,w8"
+SCHEMES = "w1t,w1.5t,w2t,w2.5t,w3t,w3.5t,w4t,w5,w6,w8"
 
 
 @dataclass(frozen=True)

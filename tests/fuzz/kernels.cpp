@@ -14,25 +14,26 @@ using namespace paretobit::test;
 
 namespace {
 
-const Format kPacked[] = {Format::k1, Format::kTrits, Format::k2,  Format::k3,  Format::k4,  Format::k5,
-                          Format::k6, Format::k8,     Format::kT1, Format::kT2, Format::kT3, Format::kT4};
+const Format kPacked[] = {Format::k1,      Format::kTrits,  Format::k2,  Format::k3,      Format::k4,
+                          Format::k5,      Format::k6,      Format::k8,  Format::kT1,     Format::kT1Half,
+                          Format::kT2,     Format::kT2Half, Format::kT3, Format::kT3Half, Format::kT4};
 
 void pack_and_back(Reader& in, const Layout& l) {
   Exact<uint8_t> codes(l.rows * l.columns), packed(l.tiles * l.tile_bytes), again(packed.size()), back(codes.size());
-  const int levels = levels_of(l.format);
+  const auto levels = [&](size_t i) { return levels_of(l.format, int(i / l.columns % l.tile / kSet)); };
   const bool from_codes = in.coin();
   try {
     if (from_codes) {
       codes.fill(in);
       if (in.coin())
-        for (size_t i = 0; i < codes.size(); ++i) codes[i] = uint8_t(codes[i] % levels);
+        for (size_t i = 0; i < codes.size(); ++i) codes[i] = uint8_t(codes[i] % levels(i));
       pack(l, codes.data(), packed.data(), 1);
       unpack(l, packed.data(), back.data(), 1);
       require(!std::memcmp(codes.data(), back.data(), codes.size()), "packed codes come back as others");
     } else {
       packed.fill(in);
       unpack(l, packed.data(), codes.data(), 1);
-      for (size_t i = 0; i < codes.size(); ++i) require(codes[i] < levels, "unpacked a code outside the grid");
+      for (size_t i = 0; i < codes.size(); ++i) require(codes[i] < levels(i), "unpacked a code outside the grid");
       pack(l, codes.data(), again.data(), 1);
       require(!std::memcmp(packed.data(), again.data(), packed.size()), "unpacked bytes that no packing writes");
     }

@@ -6,6 +6,7 @@ Run it only when the format changes, and then raise the format's version.
 """
 
 import json
+import math
 from pathlib import Path
 
 BITS = {2: 1, 3: 0, 4: 2, 8: 3, 16: 4, 32: 5, 64: 6, 255: 8}
@@ -37,25 +38,39 @@ def places(levels: int, plane: int) -> list[tuple[int, int]]:
     }[levels]
 
 
-def ring_places(bits: int, plane: int) -> list[tuple[int, int]]:
+def widths(bits: float) -> list[int]:
+    """Bits of the four sets' codes: every other one a bit wider where they are no whole number on average."""
+    return [math.ceil(bits), math.floor(bits)] * 2
+
+
+def ring_places(bits: float, plane: int) -> list[tuple[int, int]]:
     """The same of a trellis: the codes of the four sets are one number of 4 · bits bits, the last set's lowest."""
     s, q = divmod(plane, 4)
     half, odd = divmod(q, 2)
-    found = []
-    for bit in range(bits * (3 - s), bits * (4 - s)):
-        low = {1: (half, 4 * odd + bit), 2: (q, bit), 3: (3 * half + odd, bit), 4: (2 * q + 1, bit)}[bits]
-        high = {3: (3 * half + 2, 4 * odd + bit - 8), 4: (2 * q, bit - 8)}.get(bits)
-        found.append(low if bit < 8 else high)
+
+    def six(first: int, bit: int) -> tuple[int, int]:
+        return (first + q, bit) if q < 3 else (first + bit // 2, 6 + bit % 2)
+
+    start, found = sum(widths(bits)[s + 1 :]), []
+    for bit in range(start, start + widths(bits)[s]):
+        low = {1: (half, 4 * odd + bit), 1.5: six(0, bit), 3: (3 * half + odd, bit), 4: (2 * q + 1, bit)}
+        high = {
+            2.5: (4, 2 * q + bit - 8),
+            3: (3 * half + 2, 4 * odd + bit - 8),
+            3.5: six(4, bit - 8),
+            4: (2 * q, bit - 8),
+        }
+        found.append(low.get(bits, (q, bit)) if bit < 8 else high[bits])
     return found
 
 
-def packed_ring(codes: list[list[int]], bits: int) -> bytes:
-    rows, columns = len(codes), len(codes[0])
+def packed_ring(codes: list[list[int]], bits: float) -> bytes:
+    rows, columns, vectors = len(codes), len(codes[0]), round(2 * bits)
     units = -(-columns // 16)
-    packed = [0] * (-(-rows // 64) * units * 2 * bits * 64)
+    packed = [0] * (-(-rows // 64) * units * vectors * 64)
     for r in range(rows):
         for c in range(columns):
-            at = ((r // 64) * units + c // 16) * 2 * bits * 64 + r % 16 * 4 + c % 4
+            at = ((r // 64) * units + c // 16) * vectors * 64 + r % 16 * 4 + c % 4
             for k, (vector, bit) in enumerate(ring_places(bits, 4 * (r % 64 // 16) + c % 16 // 4)):
                 packed[at + 64 * vector] += (codes[r][c] >> k & 1) << bit
     return bytes(packed)
@@ -107,9 +122,9 @@ def packed_scale(scale: list[list[int]], rows_of_tile: int = 32) -> bytes:
 
 def ring_cases() -> list[dict]:
     found = []
-    for bits in (1, 2, 3, 4):
+    for bits in (1, 1.5, 2, 2.5, 3, 3.5, 4):
         for rows, columns in RINGS:
-            codes = [[code(1 << bits, r, c) for c in range(columns)] for r in range(rows)]
+            codes = [[code(1 << widths(bits)[r % 64 // 16], r, c) for c in range(columns)] for r in range(rows)]
             scale = [[0x2E66 + 97 * r] for r in range(rows)]
             found.append(
                 {

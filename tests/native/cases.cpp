@@ -20,7 +20,8 @@ const Shape kShapes[] = {{32, 64, 64},  {1, 1, 1},      {33, 100, 100}, {70, 97,
                          {193, 80, 80}};
 const Format kPacked[] = {Format::k1, Format::kTrits, Format::k2, Format::k3,
                           Format::k4, Format::k5,     Format::k6, Format::k8,
-                          Format::kT1, Format::kT2,   Format::kT3, Format::kT4};
+                          Format::kT1, Format::kT1Half, Format::kT2, Format::kT2Half,
+                          Format::kT3, Format::kT3Half, Format::kT4};
 const Format kFloats[] = {Format::kF16, Format::kBF16, Format::kF32};
 const char* const kFills[] = {"random", "extreme", "ends", "tiny"};
 
@@ -95,7 +96,7 @@ void packed_cases(const Kernels& k, const Report& report) {
 
 // Every way through many tokens: few in two streams with a tile left over, eights with a rest, more than 64.
 void crowd_cases(const Kernels& k, const Report& report) {
-  for (const Format format : {Format::k3, Format::k8, Format::kT2, Format::kT4}) {
+  for (const Format format : {Format::k3, Format::k8, Format::kT2, Format::kT3Half, Format::kT4}) {
     const Layout l(format, 130, 96, is_trellis(format) ? 96 : 32);
     for (const size_t count : {2, 3, 4, 5, 8, 9, 15, 64, 65, 70}) {
       const std::string name = describe(l) + "/" + std::to_string(count) + " tokens";

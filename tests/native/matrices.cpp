@@ -47,7 +47,7 @@ std::vector<uint8_t> make_table(Fill fill, Random& random) {
 
 const char* name_of(Format f) {
   static const char* const names[] = {"1", "1.58", "2", "3", "4", "5", "6", "8", "fp16", "bf16", "fp32",
-                                      "1t", "2t", "3t", "4t"};
+                                      "1t", "1.5t", "2t", "2.5t", "3t", "3.5t", "4t"};
   return names[size_t(f)];
 }
 
@@ -68,8 +68,9 @@ Packed make_matrix(const Layout& l, bool stored, int which, Fill fill, Random& r
     packed.scale.resize(l.tiles * l.groups * l.tile);
     if (stored) packed.zero.resize(l.tiles * l.groups * zero_bytes(l.format));
     for (size_t row = 0; row < l.rows; ++row) {
+      const int some = levels_of(l.format, int(row % l.tile / kSet));
       for (size_t c = 0; c < l.columns; ++c)
-        put_code(l, packed.codes.data(), row, padded_column(l, c), make_code(fill, levels, c, random));
+        put_code(l, packed.codes.data(), row, padded_column(l, c), make_code(fill, some, c, random));
       for (size_t g = 0; g < l.groups; ++g) {
         packed.scale[(row / l.tile * l.groups + g) * l.tile + row % l.tile] = make_scale(fill, random);
         const unsigned zero = fill == Fill::ends ? 0 : random.below(uint32_t(levels));

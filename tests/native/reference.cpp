@@ -17,21 +17,30 @@ struct Field {
   int at, bits;
 };
 
+// Where bit `bit` of a quad's number lies, which has the codes of all sets, the last one's lowest.
+Field ring_bit(int twice, size_t q, int bit) {
+  const auto six = [q](size_t first, int at) {  // the fourth quad's field lies in what the others leave of three bytes
+    return q < 3 ? Field{first + q, at, 1} : Field{first + size_t(at / 2), 6 + at % 2, 1};
+  };
+  const size_t half = q / 2, odd = q % 2;
+  switch (twice) {
+    case 2: return {half, int(4 * odd) + bit, 1};
+    case 3: return six(0, bit);
+    case 5: return bit < 8 ? Field{q, bit, 1} : Field{4, int(2 * q) + bit - 8, 1};
+    case 6: return bit < 8 ? Field{3 * half + odd, bit, 1} : Field{3 * half + 2, int(4 * odd) + bit - 8, 1};
+    case 7: return bit < 8 ? Field{q, bit, 1} : six(4, bit - 8);
+    case 8: return bit < 8 ? Field{2 * q + 1, bit, 1} : Field{2 * q, bit - 8, 1};
+    default: return {q, bit, 1};
+  }
+}
+
 // Where the bits of plane (s, q) lie, lowest first.
 size_t ring_fields_of(Format f, size_t s, size_t q, Field* fields) {
-  const size_t half = q / 2, newer = 3 - s;  // sets whose codes lie below
-  const int nibble = int(q % 2) * 4;
-  switch (f) {
-    case Format::kT1: fields[0] = {half, nibble + int(newer), 1}; return 1;
-    case Format::kT2: fields[0] = {q, 2 * int(newer), 2}; return 1;
-    case Format::kT4: fields[0] = {2 * q + s / 2, s % 2 ? 0 : 4, 4}; return 1;
-    default: break;
-  }
-  const size_t low = 3 * half + q % 2, high = 3 * half + 2;
-  if (s >= 2) fields[0] = {low, 3 * int(newer), 3};
-  if (s == 1) fields[0] = {low, 6, 2}, fields[1] = {high, nibble, 1};
-  if (s == 0) fields[0] = {high, nibble + 1, 3};
-  return s == 1 ? 2 : 1;
+  int start = 0;
+  for (int newer = 3; newer > int(s); --newer) start += code_bits(twice_bits(f), newer);
+  const int bits = code_bits(twice_bits(f), int(s));
+  for (int bit = 0; bit < bits; ++bit) fields[bit] = ring_bit(twice_bits(f), q, start + bit);
+  return size_t(bits);
 }
 
 size_t fields_of(Format f, size_t s, size_t q, Field* fields) {
@@ -82,10 +91,10 @@ float scale_of(const Matrix& m, size_t row, size_t group) {
 unsigned number_at(const Matrix& m, size_t row, size_t column) {
   const Layout& l = m.layout;
   if (!is_trellis(l.format)) return get_code(l, m.codes, row, column);
-  const size_t bits = unit_vectors(l.format) / 2, first = row / 64 * 64;
+  const size_t first = row / 64 * 64;
   size_t place = row % 16 * 4 + row % 64 / 16;
   unsigned window = 0;
-  for (size_t shift = 0; shift < 8; shift += bits, place = (place + 63) % 64)
+  for (int shift = 0; shift < 8; shift += code_bits(twice_bits(l.format), int(place % 4)), place = (place + 63) % 64)
     window |= get_code(l, m.codes, first + place % 4 * 16 + place / 4, column) << shift;
   return m.table[window & 15] + m.table[16 + (window >> 4 & 15)];
 }
@@ -203,7 +212,7 @@ unsigned get_code(const Layout& l, const uint8_t* codes, size_t row, size_t colu
     for (size_t q = 0; q <= at.q; ++q) code = 3 * (x + 1) >> 8, x = (3 * x + 2) & 255;
     return code;
   }
-  Field fields[2];
+  Field fields[4];
   const size_t count = fields_of(l.format, at.s, at.q, fields);
   unsigned code = 0;
   for (size_t i = 0, shift = 0; i < count; shift += size_t(fields[i].bits), ++i) {
@@ -221,7 +230,7 @@ void put_code(const Layout& l, uint8_t* codes, size_t row, size_t column, unsign
     byte = uint8_t(256 * number / 243);
     return;
   }
-  Field fields[2];
+  Field fields[4];
   const size_t count = fields_of(l.format, at.s, at.q, fields);
   for (size_t i = 0; i < count; ++i) {
     const unsigned part = code & ((1u << fields[i].bits) - 1);

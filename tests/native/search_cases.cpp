@@ -139,13 +139,12 @@ void pack_cases(const Report& report) {
       if (is_float(Format(format))) continue;
       const bool ring = is_trellis(Format(format));
       const Layout l = layout_of(format, ring ? 101 : 37, columns, ring ? columns : 40);
-      const int levels = levels_of(l.format);
       const std::string name = std::string("pack/") + name_of(l.format) + "/" + std::to_string(columns);
       Random random(name);
       std::vector<uint8_t> codes(l.rows * columns), back(codes.size());
       std::vector<uint8_t> packed(l.tiles * l.tile_bytes), expected(packed.size());
       for (size_t i = 0; i < codes.size(); ++i) {
-        codes[i] = uint8_t(random.below(uint32_t(levels)));
+        codes[i] = uint8_t(random.below(uint32_t(levels_of(l.format, int(i / columns % l.tile / kSet)))));
         put_code(l, expected.data(), i / columns, padded_column(l, i % columns), codes[i]);
       }
       pack(l, codes.data(), packed.data(), 2);

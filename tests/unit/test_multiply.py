@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import products
 import pytest
+from packed import trellis_codes
 
 from paretobit import _native, native
 from paretobit.qtensor import QTensor
-from paretobit.scheme import parse
+from paretobit.scheme import TRELLIS_BITS, parse
 
 GRIDS = [
     "w1",
@@ -29,10 +30,7 @@ GRIDS = [
     "w6g64z",
     "w8",
     "w8g64",
-    "w1t",
-    "w2t",
-    "w3t",
-    "w4t",
+    *(f"w{bits}t" for bits in TRELLIS_BITS),
     "w2t4",
 ]
 SHAPES = [(32, 64), (33, 100), (70, 330), (1, 5), (193, 80)]
@@ -42,8 +40,10 @@ TOKENS = (*range(1, 9), 17)  # each number that a kernel takes together, and one
 def random_tensor(scheme: str, shape: tuple[int, int], extreme: bool = False) -> QTensor:
     grid, rng = parse(scheme).weight, np.random.default_rng([*shape, len(scheme)])
     groups = grid.groups(shape[1])
-    most = 1 << int(grid.bits) if grid.kind == "trellis" else grid.levels
-    codes = rng.integers(0, most, shape).astype(np.uint8)
+    if grid.kind == "trellis":
+        codes = trellis_codes(rng, shape, grid.bits)
+    else:
+        codes = rng.integers(0, grid.levels, shape).astype(np.uint8)
     zero = rng.integers(0, grid.levels, (shape[0], groups)).astype(np.uint8) if grid.zero == "stored" else None
     if extreme:  # every sum as large as it can be
         codes[:] = grid.levels - 1
@@ -92,7 +92,7 @@ def test_no_sum_saturates(scheme: str) -> None:
             assert same_bits(products.multiply(q, x[:count], False, isa), wanted[:count]), isa
 
 
-@pytest.mark.parametrize("scheme", ["w1t", "w2t", "w3t", "w4t"])
+@pytest.mark.parametrize("scheme", [f"w{bits}t" for bits in TRELLIS_BITS])
 def test_no_sum_of_the_largest_levels_saturates(scheme: str) -> None:
     q, entries = random_tensor(scheme, (64, 192)), np.array([100] * 16 + [27] * 16, np.uint8)
     x = np.full((3, 192), 3.0, np.float32) * np.array([[1], [-1], [1]], np.float32)

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from packed import trellis_codes
 
 from paretobit import native
 from paretobit.errors import ParetobitError
 from paretobit.qtensor import QTensor
-from paretobit.scheme import Grid, parse
+from paretobit.scheme import TRELLIS_BITS, Grid, parse
 
 SCHEMES = ("w1", "w1.58", "w2", "w3", "w4", "w5", "w6", "w8", "w1g16", "w1.58g32", "w8g48",
            "w2g16", "w3g64", "w4g17", "w5g33z", "w6g16z", "w2g16s", "w3g64s", "w4g32s")  # fmt: skip
@@ -71,11 +72,16 @@ def test_dequant_refuses_what_does_not_fit():
             native.dequant(bad)
 
 
-@given(st.sampled_from(("w1t", "w2t", "w3t", "w4t")), st.integers(1, 140), st.integers(1, 600), st.integers(0, 2**32))
+@given(
+    st.sampled_from([f"w{bits}t" for bits in TRELLIS_BITS]),
+    st.integers(1, 140),
+    st.integers(1, 600),
+    st.integers(0, 2**32),
+)
 def test_dequant_of_a_trellis_is_the_definition_bit_for_bit(scheme, rows, columns, seed):
     grid, rng = grid_of(scheme), np.random.default_rng(seed)
     words = rng.integers(0, 0x7C00, (rows, 1), np.uint16) | rng.integers(0, 2, (rows, 1), np.uint16) << 15
-    q = QTensor(rng.integers(0, 1 << grid.bits, (rows, columns), np.uint8), words.view(np.float16), None, grid)
+    q = QTensor(trellis_codes(rng, (rows, columns), grid.bits), words.view(np.float16), None, grid)
     for threads in (1, 3):
         assert same_bits(native.dequant(q, threads=threads), q.dequant())
 
@@ -91,9 +97,9 @@ def test_the_extension_checks_sizes_before_it_reads():
     u16 = lambda *shape: np.zeros(shape, np.uint16)  # noqa: E731
     _native.pack(u8(2, 8), 3, 8, u8(1, 192), 1)
     _native.unpack(u8(1, 192), 3, 8, u8(2, 8), 1)
-    _native.pack(u8(2, 8), 12, 8, u8(1, 256), 1)
-    _native.unpack(u8(1, 256), 12, 8, u8(2, 8), 1)
-    _native.dequant_trellis(u8(2, 8), u16(2, 1), 2, f32(256), f32(2, 8), 1)
+    _native.pack(u8(2, 8), 13, 8, u8(1, 256), 1)
+    _native.unpack(u8(1, 256), 13, 8, u8(2, 8), 1)
+    _native.dequant_trellis(u8(2, 8), u16(2, 1), 4, f32(256), f32(2, 8), 1)
     for call in (
         lambda: _native.pack(u8(2, 8), 3, 8, u8(1, 191), 1),
         lambda: _native.pack(u8(2, 8), 3, 4, u8(1, 192), 1),
@@ -105,21 +111,21 @@ def test_the_extension_checks_sizes_before_it_reads():
         lambda: _native.unpack(u8(1, 191), 3, 8, u8(2, 8), 1),
         lambda: _native.unpack(u8(1, 192), 3, 4, u8(2, 8), 1),
         lambda: _native.unpack(u8(1, 192), 3, 0, u8(2, 8), 1),
-        lambda: _native.unpack(u8(1, 192), 15, 8, u8(2, 8), 1),
+        lambda: _native.unpack(u8(1, 192), 18, 8, u8(2, 8), 1),
         lambda: _native.unpack(u8(1, 192), 3, 8, u8(33, 8), 1),
         lambda: _native.unpack(u8(1, 0), 3, 8, u8(2, 0), 1),
         lambda: _native.dequant(u8(2, 8), u16(2, 1), None, 4, 0.0, f32(2, 8), 1),
         lambda: _native.dequant(u8(2, 8), u16(2, 1), None, 0, 0.0, f32(2, 8), 1),
         lambda: _native.dequant(u8(2, 8), u16(2, 2), u8(2, 1), 4, 0.0, f32(2, 8), 1),
-        lambda: _native.pack(u8(2, 8), 12, 4, u8(1, 256), 1),
-        lambda: _native.pack(u8(2, 8), 12, 8, u8(1, 192), 1),
-        lambda: _native.unpack(u8(2, 256), 12, 8, u8(2, 8), 1),
+        lambda: _native.pack(u8(2, 8), 13, 4, u8(1, 256), 1),
+        lambda: _native.pack(u8(2, 8), 13, 8, u8(1, 192), 1),
+        lambda: _native.unpack(u8(2, 256), 13, 8, u8(2, 8), 1),
         lambda: _native.unpack(u8(1, 256), -1, 8, u8(2, 8), 1),
-        lambda: _native.dequant_trellis(u8(2, 8), u16(2, 2), 2, f32(256), f32(2, 8), 1),
-        lambda: _native.dequant_trellis(u8(2, 8), u16(2, 1), 2, f32(255), f32(2, 8), 1),
-        lambda: _native.dequant_trellis(u8(2, 8), u16(2, 1), 0, f32(256), f32(2, 8), 1),
-        lambda: _native.dequant_trellis(u8(2, 8), u16(2, 1), 5, f32(256), f32(2, 8), 1),
-        lambda: _native.dequant_trellis(u8(2, 0), u16(2, 1), 2, f32(256), f32(2, 0), 1),
+        lambda: _native.dequant_trellis(u8(2, 8), u16(2, 2), 4, f32(256), f32(2, 8), 1),
+        lambda: _native.dequant_trellis(u8(2, 8), u16(2, 1), 4, f32(255), f32(2, 8), 1),
+        lambda: _native.dequant_trellis(u8(2, 8), u16(2, 1), 1, f32(256), f32(2, 8), 1),
+        lambda: _native.dequant_trellis(u8(2, 8), u16(2, 1), 9, f32(256), f32(2, 8), 1),
+        lambda: _native.dequant_trellis(u8(2, 0), u16(2, 1), 4, f32(256), f32(2, 0), 1),
     ):
         with pytest.raises(ValueError):
             call()

@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from packed import trellis_codes
 
 from paretobit import native, packing, trellis
 from paretobit.errors import ParetobitError
 from paretobit.packing import LEVELS, Layout
-from paretobit.scheme import Grid, parse
+from paretobit.scheme import TRELLIS_BITS, Grid, parse
 
 GROUPS = (None, 16, 24, 64)
 RAGGED = ((1, 1), (31, 15), (32, 16), (33, 17), (40, 20), (18, 64), (70, 100), (64, 192))
 GOLDEN = Path(__file__).parents[1] / "golden" / "packing.json"
 BOTH = pytest.mark.parametrize("module", [packing, native], ids=["numpy", "native"])
-RINGS = ("w1t", "w2t", "w3t", "w4t")
+RINGS = tuple(f"w{bits}t" for bits in TRELLIS_BITS)
 EVERY = pytest.mark.parametrize("levels", LEVELS)
 
 
@@ -90,7 +91,7 @@ def test_golden_file_is_what_its_maker_writes():
     made = [*maker["cases"](), *maker["ring_cases"]()]
     assert made == json.loads(GOLDEN.read_text())
     assert {case["levels"] for case in golden("levels")} == set(LEVELS)
-    assert {case["bits"] for case in golden("bits")} == {1, 2, 3, 4}
+    assert {case["bits"] for case in golden("bits")} == set(TRELLIS_BITS)
 
 
 @EVERY
@@ -110,9 +111,11 @@ def test_ragged_shapes_agree_and_come_back(levels, group):
 def test_ragged_rings_agree_and_come_back(scheme):
     grid = parse(scheme).weight
     for shape in (*RAGGED, (0, 3), (64, 16), (65, 33), (129, 20)):
-        codes, at = random_codes(1 << grid.bits, *shape), Layout.of(grid, shape)
+        codes, at = trellis_codes(np.random.default_rng(0), shape, grid.bits), Layout.of(grid, shape)
         packed = packing.pack(codes, grid)
-        assert packed.shape == (at.tiles, at.tile_bytes) == (-(-shape[0] // 64), -(-shape[1] // 16) * 128 * grid.bits)
+        assert (
+            packed.shape == (at.tiles, at.tile_bytes) == (-(-shape[0] // 64), -(-shape[1] // 16) * int(128 * grid.bits))
+        )
         for module in (packing, native):
             assert (module.pack(codes, grid) == packed).all()
             assert (module.unpack(packed, grid, shape) == codes).all()
@@ -134,9 +137,13 @@ def test_what_no_packer_of_rings_writes_is_refused(module, scheme):
             ((row,), (column,)) = codes.nonzero()
             seen.add((row, column, codes[row, column]))
         packed[0, at // 8] = 0
-    assert seen == {(r, c, 1 << k) for r in range(50) for c in range(5) for k in range(grid.bits)}
-    with pytest.raises(ParetobitError, match=f"code {1 << grid.bits} on a grid of {1 << grid.bits} levels"):
-        module.pack(np.full((3, 3), 1 << grid.bits, np.uint8), grid)
+    width = trellis.widths(grid.bits)
+    assert seen == {(r, c, 1 << k) for r in range(50) for c in range(5) for k in range(width[r // 16])}
+    for row in range(0, 50, 16):
+        codes = np.zeros(shape, np.uint8)
+        codes[row, 1] = levels = 1 << width[row // 16]
+        with pytest.raises(ParetobitError, match=f"code {levels} on a grid of {levels} levels"):
+            module.pack(codes, grid)
 
 
 @given(st.sampled_from(LEVELS), st.integers(0, 70), st.integers(1, 70), st.integers(1, 80), st.integers(0, 2**32))

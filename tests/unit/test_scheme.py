@@ -31,7 +31,9 @@ def test_parse_and_print_agree(text: str) -> None:
     assert len(spell(scheme)) <= len(text)
 
 
-@pytest.mark.parametrize("text", ["w2t", "w1t", "w3t4", "w4t8", "w2ta8", "bf16", "fp16", "fp32"])
+@pytest.mark.parametrize(
+    "text", ["w2t", "w1t", "w1.5t", "w2.5t", "w3.5ta8", "w3t4", "w4t8", "w2ta8", "bf16", "fp16", "fp32"]
+)
 def test_trellis_and_floats_round_trip(text: str) -> None:
     assert parse(spell(parse(text))) == parse(text)
     assert spell(parse("w2t8")) == "w2t"
@@ -51,6 +53,12 @@ def test_trellis_and_floats_round_trip(text: str) -> None:
         "w1z",
         "w2tg64",
         "w5t",
+        "w2.5",
+        "w4.5t",
+        "w2.0t",
+        "w1.58t",
+        "w2.5tg64",
+        "w2.5t4",
         "W3",
         "w03",
         "w8a8g8",
@@ -106,6 +114,6 @@ def test_a_ragged_last_group_has_its_own_scale() -> None:
 
 def test_the_embedding_is_wider_by_default() -> None:
     wanted = {"w3g64": "w4g64", "w2": "w4", "w8": "w8", "w4g64": "w6g64", "bf16": "bf16"}
-    wanted |= {"w2t": "w4t", "w3t": "w4t", "w4t": "w5"}
+    wanted |= {"w2t": "w4t", "w2.5t": "w4t", "w3t": "w4t", "w4t": "w5"}
     assert {text: str(wider(parse(text))) for text in wanted} == wanted
     assert isinstance(wider(parse("w2")), Scheme)
