@@ -164,7 +164,7 @@ def test_what_is_not_a_number_comes_out_again() -> None:
 
 
 WRONG = {
-    "an unknown format": {0: 15},
+    "an unknown format": {0: 18},
     "a trellis without a table": {0: 12},
     "a table without a trellis": {12: np.zeros(32, np.uint8)},
     "no columns": {1: 0},

@@ -134,7 +134,7 @@ def test_impossible_matrices_are_refused(change: dict[str, Any]) -> None:
 def two_bit_ring(rows: int, columns: int) -> dict[str, Any]:
     """Arguments of a valid matrix on the trellis of 2 bits."""
     return {
-        "format": 12, "shape": (rows, columns), "group": columns, "twice_zero": 127,
+        "format": 13, "shape": (rows, columns), "group": columns, "twice_zero": 127,
         "codes": np.zeros((-(-rows // 64), -(-columns // 16) * 256), np.uint8),
         "scale": np.full((-(-rows // 64), 1, 64), 0.05, np.float16).view(np.uint16),
         "zero": None, "table": np.full(32, 63, np.uint8),
@@ -147,7 +147,7 @@ RING = two_bit_ring(*SHAPES["q"])
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": 11}, {"format": 13}, {"format": 15}, {"group": 16}, {"twice_zero": 255}, {"table": None},
+        {"format": 12}, {"format": 14}, {"format": 18}, {"group": 16}, {"twice_zero": 255}, {"table": None},
         {"table": np.zeros(31, np.uint8)}, {"table": np.full(32, 64, np.uint8)},
         {"table": RING["table"].astype(np.int8)}, {"zero": GOOD["zero"]}, {"codes": RING["codes"][:, 1:].copy()},
         {"scale": RING["scale"][..., :32].copy()},
