@@ -9,10 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.append(str(Path(__file__).parent.parent))  # tests import tests.checkpoints, however pytest was started
 from tests.commands import Command, Outcome
+
+# How fast a machine draws examples says nothing of the code, and no test is timed.
+settings.register_profile("any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any speed")
 
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
