@@ -1,5 +1,6 @@
 // How each format's unit unpacks: planes(set) gives the codes (of a trellis: the levels) of quad kQuad of every row set,
-// quads in order. The layout is docs/FORMAT.md's. To add a bit-width, add one struct here, and its facts to matrix.h.
+// quads in order. The layout is docs/FORMAT.md's. To add a grid, add its format and facts to matrix.h, a struct here (of a
+// trellis: a branch of `levels` in trellis.inl) and how it is packed to pack.cpp.
 
 // A trellis; of all others below.
 template <Format kFormat>

@@ -106,24 +106,11 @@ void float_row(const Matrix& m, size_t index, float* out) {
 }
 
 void row(const Matrix& m, size_t index, float* out) {
-  switch (m.layout.format) {
-    case Format::k1: return row_as<Format::k1>(m, index, out);
-    case Format::kTrits: return row_as<Format::kTrits>(m, index, out);
-    case Format::k2: return row_as<Format::k2>(m, index, out);
-    case Format::k3: return row_as<Format::k3>(m, index, out);
-    case Format::k4: return row_as<Format::k4>(m, index, out);
-    case Format::k5: return row_as<Format::k5>(m, index, out);
-    case Format::k6: return row_as<Format::k6>(m, index, out);
-    case Format::k8: return row_as<Format::k8>(m, index, out);
-    case Format::kF16: return float_row<Format::kF16>(m, index, out);
-    case Format::kBF16: return float_row<Format::kBF16>(m, index, out);
-    case Format::kT1: return row_as<Format::kT1>(m, index, out);
-    case Format::kT1Half: return row_as<Format::kT1Half>(m, index, out);
-    case Format::kT2: return row_as<Format::kT2>(m, index, out);
-    case Format::kT2Half: return row_as<Format::kT2Half>(m, index, out);
-    case Format::kT3: return row_as<Format::kT3>(m, index, out);
-    case Format::kT3Half: return row_as<Format::kT3Half>(m, index, out);
-    case Format::kT4: return row_as<Format::kT4>(m, index, out);
-    case Format::kF32: return float_row<Format::kF32>(m, index, out);
-  }
+  with_format(m.layout.format, [&](auto format) {
+    constexpr Format kFormat = decltype(format)::value;
+    if constexpr (is_float(kFormat))
+      float_row<kFormat>(m, index, out);
+    else
+      row_as<kFormat>(m, index, out);
+  });
 }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 namespace paretobit {
 
@@ -25,6 +26,34 @@ constexpr bool is_trellis(Format f) { return f >= Format::kT1; }
 // Of a trellis: twice the bits of a code, on average; and bits of a code of one of its sets of rows.
 constexpr int twice_bits(Format f) { return int(f) - int(Format::kT1) + 2; }
 constexpr int code_bits(int twice, int set) { return (twice + 1 - set % 2) / 2; }
+
+// Calls use with the format as a type, whose `value` is a constant.
+template <class Use>
+void with_format(Format f, Use&& use) {
+#define PARETOBIT_CASE(format) \
+  case Format::format: return use(std::integral_constant<Format, Format::format>())
+  switch (f) {
+    PARETOBIT_CASE(k1);
+    PARETOBIT_CASE(kTrits);
+    PARETOBIT_CASE(k2);
+    PARETOBIT_CASE(k3);
+    PARETOBIT_CASE(k4);
+    PARETOBIT_CASE(k5);
+    PARETOBIT_CASE(k6);
+    PARETOBIT_CASE(k8);
+    PARETOBIT_CASE(kF16);
+    PARETOBIT_CASE(kBF16);
+    PARETOBIT_CASE(kF32);
+    PARETOBIT_CASE(kT1);
+    PARETOBIT_CASE(kT1Half);
+    PARETOBIT_CASE(kT2);
+    PARETOBIT_CASE(kT2Half);
+    PARETOBIT_CASE(kT3);
+    PARETOBIT_CASE(kT3Half);
+    PARETOBIT_CASE(kT4);
+  }
+#undef PARETOBIT_CASE
+}
 
 // Rows of a tile, whose codes are interleaved: a trellis's are a ring.
 constexpr size_t tile_rows(Format f) { return is_trellis(f) ? 64 : 32; }

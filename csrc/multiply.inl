@@ -568,24 +568,11 @@ void multiply_as(const Matrix& m, const Inputs& in, size_t first, size_t last, f
 }
 
 void multiply(const Matrix& m, const Inputs& in, size_t first, size_t last, float* out, size_t stride) {
-  switch (m.layout.format) {
-    case Format::k1: return multiply_as<Format::k1>(m, in, first, last, out, stride);
-    case Format::kTrits: return multiply_as<Format::kTrits>(m, in, first, last, out, stride);
-    case Format::k2: return multiply_as<Format::k2>(m, in, first, last, out, stride);
-    case Format::k3: return multiply_as<Format::k3>(m, in, first, last, out, stride);
-    case Format::k4: return multiply_as<Format::k4>(m, in, first, last, out, stride);
-    case Format::k5: return multiply_as<Format::k5>(m, in, first, last, out, stride);
-    case Format::k6: return multiply_as<Format::k6>(m, in, first, last, out, stride);
-    case Format::k8: return multiply_as<Format::k8>(m, in, first, last, out, stride);
-    case Format::kF16: return float_rows<Format::kF16>(m, in, first, last, out, stride);
-    case Format::kBF16: return float_rows<Format::kBF16>(m, in, first, last, out, stride);
-    case Format::kT1: return multiply_as<Format::kT1>(m, in, first, last, out, stride);
-    case Format::kT1Half: return multiply_as<Format::kT1Half>(m, in, first, last, out, stride);
-    case Format::kT2: return multiply_as<Format::kT2>(m, in, first, last, out, stride);
-    case Format::kT2Half: return multiply_as<Format::kT2Half>(m, in, first, last, out, stride);
-    case Format::kT3: return multiply_as<Format::kT3>(m, in, first, last, out, stride);
-    case Format::kT3Half: return multiply_as<Format::kT3Half>(m, in, first, last, out, stride);
-    case Format::kT4: return multiply_as<Format::kT4>(m, in, first, last, out, stride);
-    case Format::kF32: return float_rows<Format::kF32>(m, in, first, last, out, stride);
-  }
+  with_format(m.layout.format, [&](auto format) {
+    constexpr Format kFormat = decltype(format)::value;
+    if constexpr (is_float(kFormat))
+      float_rows<kFormat>(m, in, first, last, out, stride);
+    else
+      multiply_as<kFormat>(m, in, first, last, out, stride);
+  });
 }

@@ -4,7 +4,6 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
-#include <type_traits>
 
 #include "half.h"
 #include "threads.h"
@@ -309,29 +308,6 @@ void unpack_tile(const Layout& at, const uint8_t* packed, size_t rows, uint8_t* 
   });
 }
 
-// Calls use with the format as a type: its `value` is a constant.
-template <class Use>
-void with_format(Format f, Use&& use) {
-  switch (f) {
-    case Format::k1: return use(std::integral_constant<Format, Format::k1>());
-    case Format::kTrits: return use(std::integral_constant<Format, Format::kTrits>());
-    case Format::k2: return use(std::integral_constant<Format, Format::k2>());
-    case Format::k3: return use(std::integral_constant<Format, Format::k3>());
-    case Format::k4: return use(std::integral_constant<Format, Format::k4>());
-    case Format::k5: return use(std::integral_constant<Format, Format::k5>());
-    case Format::k6: return use(std::integral_constant<Format, Format::k6>());
-    case Format::k8: return use(std::integral_constant<Format, Format::k8>());
-    case Format::kT1: return use(std::integral_constant<Format, Format::kT1>());
-    case Format::kT1Half: return use(std::integral_constant<Format, Format::kT1Half>());
-    case Format::kT2: return use(std::integral_constant<Format, Format::kT2>());
-    case Format::kT2Half: return use(std::integral_constant<Format, Format::kT2Half>());
-    case Format::kT3: return use(std::integral_constant<Format, Format::kT3>());
-    case Format::kT3Half: return use(std::integral_constant<Format, Format::kT3Half>());
-    case Format::kT4: return use(std::integral_constant<Format, Format::kT4>());
-    default: refuse("floats are not packed");
-  }
-}
-
 void dequant_row(const uint8_t* codes, const uint8_t* zero, const uint16_t* scale, const Affine& affine,
                  size_t columns, float* out) {
   for (size_t start = 0, g = 0; start < columns; start += affine.group, ++g) {
@@ -378,21 +354,25 @@ Layout layout_of(int number, size_t rows, size_t columns, size_t group) {
 
 void pack(const Layout& at, const uint8_t* codes, uint8_t* packed, int threads) {
   with_format(at.format, [&](auto format) {
-    parallel_rows(at.tiles, at.tile * at.columns, threads, [&](size_t first, size_t last) {
-      for (size_t t = first; t < last; ++t)
-        pack_tile<decltype(format)::value>(at, codes + t * at.tile * at.columns, std::min(at.tile, at.rows - t * at.tile),
-                                packed + t * at.tile_bytes);
-    });
+    constexpr Format kFormat = decltype(format)::value;
+    if constexpr (!is_float(kFormat))
+      parallel_rows(at.tiles, at.tile * at.columns, threads, [&](size_t first, size_t last) {
+        for (size_t t = first; t < last; ++t)
+          pack_tile<kFormat>(at, codes + t * at.tile * at.columns, std::min(at.tile, at.rows - t * at.tile),
+                             packed + t * at.tile_bytes);
+      });
   });
 }
 
 void unpack(const Layout& at, const uint8_t* packed, uint8_t* codes, int threads) {
   with_format(at.format, [&](auto format) {
-    parallel_rows(at.tiles, at.tile * at.columns, threads, [&](size_t first, size_t last) {
-      for (size_t t = first; t < last; ++t)
-        unpack_tile<decltype(format)::value>(at, packed + t * at.tile_bytes, std::min(at.tile, at.rows - t * at.tile),
-                                  codes + t * at.tile * at.columns);
-    });
+    constexpr Format kFormat = decltype(format)::value;
+    if constexpr (!is_float(kFormat))
+      parallel_rows(at.tiles, at.tile * at.columns, threads, [&](size_t first, size_t last) {
+        for (size_t t = first; t < last; ++t)
+          unpack_tile<kFormat>(at, packed + t * at.tile_bytes, std::min(at.tile, at.rows - t * at.tile),
+                               codes + t * at.tile * at.columns);
+      });
   });
 }
 

@@ -11,7 +11,10 @@
 #include <stdexcept>
 
 #if defined(__x86_64__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC's own _mm512_undefined_ps and the like
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 #elif defined(__wasm_simd128__)

@@ -9,14 +9,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from paretobit import _native, trellis
+from paretobit import _native, native, scheme, trellis
 from paretobit.artifact import stored
 from paretobit.packing import Layout
 from paretobit.qtensor import QTensor
 
-FORMATS = {2: 0, 3: 1, 4: 2, 8: 3, 16: 4, 32: 5, 64: 6, 255: 7}
-TRELLISES = {1: 11, 1.5: 12, 2: 13, 2.5: 14, 3: 15, 3.5: 16, 4: 17}  # by bits
-FLOATS = {"fp16": 8, "bf16": 9, "fp32": 10}
+FLOATS = {kind: native.FORMATS.index(kind) for kind in scheme.FLOATS}
 
 
 def blocks(q: QTensor) -> Iterator[tuple[int, slice]]:
@@ -87,8 +85,7 @@ def arguments(q: QTensor) -> tuple:
     flat = (arrays[".codes"].reshape(-1), arrays[".scale"].view(np.uint16).reshape(-1))
     twice = 0 if zero is not None else round(2 * q.grid.offset)
     group = q.grid.group or q.codes.shape[1]
-    kind = TRELLISES[q.grid.bits] if is_trellis(q) else FORMATS[q.grid.levels]
-    return kind, group, twice, *flat, None if zero is None else zero.reshape(-1)
+    return native.format_of(q.grid), group, twice, *flat, None if zero is None else zero.reshape(-1)
 
 
 def table(q: QTensor) -> np.ndarray | None:
