@@ -5,7 +5,8 @@
 Measured is what the bank's tensors have when put together, on 8 windows of the calibration text; the sum is that of the
 cost table, and predicted what the planner makes of it before it has measured anything. Random mixtures draw a mean
 width between 2 and 6 bits, and for each matrix a scheme near it.
-Prints a table, Spearman's rank correlation and the ratios' spread; --draw writes planner-MODEL.svg (needs matplotlib).
+Prints how much of what matrices cost comes from errors at the first position, which all others attend to; a table,
+Spearman's rank correlation and the ratios' spread; --draw writes planner-MODEL.svg (needs matplotlib).
 What is measured stays in the cache.
 """
 
@@ -24,6 +25,7 @@ from paretobit.arch.spec import EMBED
 from paretobit.budget import BYTES
 from paretobit.checkpoint.demo_text import other_text
 from paretobit.compress.apply import Job
+from paretobit.costs import Costs
 from paretobit.scheme import parse
 from paretobit.sizes import tensor_bytes
 from paretobit.verbs.planning import Planner, planner_for
@@ -83,6 +85,16 @@ def rows_of(planner: Planner, count: int) -> list[Row]:
     return found
 
 
+def at_first(costs: Costs) -> str:
+    """Of what matrices of a kind cost together, what the first position does: the median over schemes."""
+    whole, first = costs.mean(), costs.first.mean(0)
+    kinds: dict[str, list[int]] = {}
+    for i, name in enumerate(costs.names):
+        kinds.setdefault(name.split(".")[-2], []).append(i)
+    shares = {kind: np.median(first[rows].sum(0) / whole[rows].sum(0)) for kind, rows in kinds.items()}
+    return "from the first position: " + ", ".join(f"{kind} {share:.0%}" for kind, share in sorted(shares.items()))
+
+
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Correlation of ranks; the values are all different."""
     ranks = (np.argsort(np.argsort(x)) for x in (a, b))
@@ -131,6 +143,7 @@ def main() -> None:
         text = (calib, given.tokens, 0)
         planner, corpus = planner_for(source, given.schemes, False, lambda plan, s=source: Job(s, plan, None), text)
         print(f"\n{source.name}, calibration {corpus.source}, {hardware.isa()}\n")
+        print(at_first(planner.table.costs) + "\n")
         print("| kind | plan | bits per weight | sum | predicted | measured |\n|---|---|---|---|---|---|", flush=True)
         rows = rows_of(planner, given.random)
         print("\n" + summary(rows), flush=True)

@@ -17,8 +17,8 @@ from paretobit.planfile import is_embedding
 from paretobit.tensorfile import SafetensorsFile, write_arrays
 from paretobit.work import DAMAGED, MANIFEST, read_json, write_atomically
 
-KIND, VERSION = "costs", 1
-FILE, ARRAY = "costs.safetensors", "costs"
+KIND, VERSION = "costs", 2
+FILE, ARRAYS = "costs.safetensors", ("costs", "first")
 MOST_SCHEMES = 64
 BLOCKS, ENDS, REST = 0, 1, "all other schemes"  # a table of schemes: of blocks; of embedding and head
 # What a cost must be multiplied by for sums to meet what the bank's tensors have when put together: second order is too
@@ -30,9 +30,13 @@ TOGETHER = (
 )
 SPREAD = 0.5  # of these between models that differ from those two, a share
 # A packed model has a S / (1 + b S) nats on text calibration has not seen, S the sum of its costs, each times WORTH (1
-# where nothing stands): rounding fits its own text, but where much is wrong, what follows makes up for much. Of 26
+# where nothing stands): rounding fits its own text, but where much is wrong, what follows makes up for much. Of 29
 # models that were carried out, to 4 % (docs/decisions/015-left.md); few of them had anything at 1 bit.
-WORTH, CARRIED_OUT = {"w1t": 1.6, "w1.5t": 1.25}, (1.22, 0.385)
+WORTH, CARRIED_OUT = {"w1t": 1.6, "w1.5t": 1.25}, (1.255, 0.361)
+# All later positions attend to the first one, whatever it is (Xiao et al., "Efficient streaming language models with
+# attention sinks", 2023): much of what keys and values cost is one error of one token there. Of that so much is left
+# when a plan is carried out: 0.35 by models of Gemma 3, 0.48 by those of SmolLM2 (docs/decisions/017-first.md).
+FIRST = 0.4
 LUCK = math.log(30)  # two costs of one matrix may be so far off what is usual between their schemes
 NOISE = 0.05  # of a measurement, a share
 
@@ -42,7 +46,8 @@ class Costs:
     """The costs of one model.
 
     model: the checkpoint's hash; calibration: of what text; names: its matrices; schemes: as `scheme.parse` reads them;
-    per_window: float32 (windows, names, schemes), nats a token, measured on each window of text by itself.
+    per_window: float32 (windows, names, schemes), nats a token, measured on each window of text by itself; first: what
+    of that comes from errors at the window's first position.
     """
 
     model: str
@@ -50,23 +55,25 @@ class Costs:
     names: tuple[str, ...]
     schemes: tuple[str, ...]
     per_window: np.ndarray = field(repr=False)
+    first: np.ndarray = field(repr=False)
 
     @property
     def hash(self) -> str:
         """Of the values."""
-        return hashlib.sha256(np.ascontiguousarray(self.per_window, "<f4").tobytes()).hexdigest()
+        return hashlib.sha256(np.stack([self.per_window, self.first]).astype("<f4").tobytes()).hexdigest()
 
     def mean(self) -> np.ndarray:  # (names, schemes)
         return self.per_window.mean(0, dtype=np.float64)
 
     def typical(self) -> np.ndarray:  # (names, schemes)
-        """The mean without luck: a block's matrix as far apart on two schemes as matrices are in the median.
+        """The mean, FIRST of what the first position costs, without luck: a block's matrix as far apart on two schemes
+        as matrices are in the median.
 
-        What an error does to one outstanding token, such as the first, which all others attend to, can be most of what
-        it costs, and hangs on which way it points. Rounded anew when a plan is carried out, it points elsewhere; a
-        choice by the mean prefers what was lucky. What is further off than luck takes it stays as it was measured.
+        What an error does to one outstanding token can be much of what it costs, and hangs on which way it points.
+        Rounded anew when a plan is carried out, it points elsewhere; a choice by the mean prefers what was lucky.
+        What is further off than luck takes it stays as it was measured.
         """
-        found = self.mean()
+        found = self.mean() - (1 - FIRST) * self.first.mean(0, dtype=np.float64)
         rows = [i for i, name in enumerate(self.names) if side(name) == BLOCKS and (found[i] > 0).all()]
         if rows:
             logs = np.log(found[rows])
@@ -85,7 +92,8 @@ class Costs:
 
     def write(self, folder: Path, fingerprint: Mapping[str, object]) -> None:
         """As a folder's files."""
-        write_arrays(folder / FILE, {ARRAY: self.per_window.astype(np.float32)})
+        values = (self.per_window, self.first)
+        write_arrays(folder / FILE, {name: of.astype(np.float32) for name, of in zip(ARRAYS, values, strict=True)})
         manifest = {
             "kind": KIND, "version": VERSION, "fingerprint": fingerprint, "model": self.model,
             "calibration": self.calibration, "names": self.names, "schemes": self.schemes,
@@ -108,13 +116,16 @@ def read(folder: Path) -> Costs:
     if not 1 <= len(facts["schemes"]) <= MOST_SCHEMES:
         raise ParetobitError(f"{path}: {len(facts['schemes'])} schemes", hint=DAMAGED)
     file = SafetensorsFile(Path(folder) / FILE)
-    shape: tuple[int, ...] = file.tensors[ARRAY].shape if ARRAY in file.tensors else ()
-    if len(shape) != 3 or shape[0] < 1 or shape[1:] != (len(facts["names"]), len(facts["schemes"])):
-        raise ParetobitError(f"{file.path}: costs of shape {shape} do not fit {MANIFEST}", hint=DAMAGED)
-    per_window = file.read_float32(ARRAY)
-    if (per_window < 0).any():
+    shapes = {file.tensors[name].shape if name in file.tensors else () for name in ARRAYS}
+    shape: tuple[int, ...] = shapes.pop()
+    if shapes or len(shape) != 3 or shape[0] < 1 or shape[1:] != (len(facts["names"]), len(facts["schemes"])):
+        raise ParetobitError(f"{file.path}: the shapes of costs do not fit {MANIFEST}", hint=DAMAGED)
+    per_window, first = (file.read_float32(name) for name in ARRAYS)
+    if (first < 0).any() or (first > per_window).any():
         raise ParetobitError(f"{file.path}: a cost is negative", hint=DAMAGED)
-    return Costs(facts["model"], facts["calibration"], tuple(facts["names"]), tuple(facts["schemes"]), per_window)
+    return Costs(
+        facts["model"], facts["calibration"], tuple(facts["names"]), tuple(facts["schemes"]), per_window, first
+    )
 
 
 def merge(tables: Sequence[Costs]) -> Costs:
@@ -128,10 +139,11 @@ def merge(tables: Sequence[Costs]) -> Costs:
         for what in ("model", "names", "schemes"):
             if getattr(other, what) != getattr(first, what):
                 raise ParetobitError(f"cost tables of different {what}", hint="merge tables of one model and command")
-    per_window = np.concatenate([table.per_window for table in tables])
-    if len(np.unique(per_window, axis=0)) < len(per_window):
+    values = (np.concatenate([getattr(table, what) for table in tables]) for what in ("per_window", "first"))
+    made = Costs(first.model, first.calibration, first.names, first.schemes, *values)
+    if len(np.unique(made.per_window, axis=0)) < len(made.per_window):
         raise ParetobitError("cost tables that share a window", hint="give every shard once")
-    return Costs(first.model, first.calibration, first.names, first.schemes, per_window)
+    return made
 
 
 def factors(costs: Costs, measured: Sequence[tuple[Mapping[str, str], float]]) -> np.ndarray:

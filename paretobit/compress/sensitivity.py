@@ -41,8 +41,8 @@ STATES_BYTES = 1 << 30  # hidden states between the blocks, of the windows that 
 def measure(
     source: Checkpoint, bank: Mapping[str, Units], windows: np.ndarray, work: Work, device: str = "cpu"
 ) -> np.ndarray:
-    """Costs on windows (n, tokens) int64: float32 (n, matrices, schemes), nats a token. Resumable: what is done stays
-    in the work folder until it goes.
+    """Costs on windows (n, tokens) int64: float32 (2, n, matrices, schemes), nats a token, of all positions and of the
+    first. Resumable: what is done stays in the work folder until it goes.
     """
     decoder = Decoder(source, device=device, keep=False)
     arch, size = source.arch, windows.shape[1]
@@ -60,15 +60,16 @@ def measure(
             else:
                 advance(steps)
             found.append(SafetensorsFile(path).read_float32("costs"))
-    return np.concatenate(found)
+    return np.concatenate(found, axis=1)
 
 
 def table(source: Checkpoint, bank: Mapping[str, Units], calibration: Mapping[str, object], costs: np.ndarray) -> Costs:
-    return Costs(source.hash, calibration, tuple(matrices(source.arch)), tuple(bank), costs)
+    return Costs(source.hash, calibration, tuple(matrices(source.arch)), tuple(bank), *costs)
 
 
 class Chunk:
-    """Some windows (n, tokens) on their way back through the model. costs: float64 (n, matrices, schemes)."""
+    """Some windows (n, tokens) on their way back through the model. costs: float64 (2, n, matrices, schemes), of all
+    positions and of the first."""
 
     def __init__(
         self, decoder: Decoder, source: Checkpoint, bank: Mapping[str, Units], windows: np.ndarray, seed: int
@@ -76,7 +77,7 @@ class Chunk:
         self.decoder, self.bank = decoder, bank
         self.ids = torch.from_numpy(windows).to(decoder.device)
         self.names = matrices(source.arch)
-        self.costs = torch.zeros(len(windows), len(self.names), len(bank), dtype=torch.float64)
+        self.costs = torch.zeros(2, len(windows), len(self.names), len(bank), dtype=torch.float64)
         self.generator = torch.Generator(decoder.device).manual_seed(seed)
 
     def run(self) -> Iterator[None]:
@@ -89,17 +90,17 @@ class Chunk:
             yield
         for column, error in enumerate(self._errors(EMBED)):
             moved = F.embedding(self.ids, error) * arch.embed_scale
-            self._add(EMBED, column, slice(None), moved, gradient)
+            self._add(EMBED, column, slice(None), (moved * gradient).sum(-1))
 
     def _errors(self, name: str, rows: slice = slice(None)) -> list[Tensor]:
         """Q(W) - W on each scheme, (out, in)."""
         exact = self.decoder.tensor(name, rows)
         return [units.tensor(name, self.decoder.device, rows).sub_(exact) for units in self.bank.values()]
 
-    def _add(self, name: str, column: int, rows: slice, moved: Tensor, gradient: Tensor) -> None:
-        """Account for outputs that move by `moved`, (b, t, out), like `gradient`, of the windows `rows`."""
-        tokens = (moved * gradient).sum(-1).double()
-        self.costs[rows, self.names.index(name), column] += tokens.square().mean(-1).cpu() / 2
+    def _add(self, name: str, column: int, rows: slice, moved: Tensor) -> None:
+        """Account for what log p(y) moves by, (b, t), of the windows `rows`, to first order."""
+        nats = moved.double().square().cpu() / (2 * moved.shape[1])
+        self.costs[:, rows, self.names.index(name), column] += torch.stack([nats.sum(1), nats[:, 0]])
 
     def _head(self, x: Tensor) -> Generator[None, None, Tensor]:  # (n, t, hidden) -> (n, t, hidden)
         """The gradient of log p(y) at the last block's output: [y] - p at the logits, a piece of them at a time, after
@@ -125,8 +126,8 @@ class Chunk:
                 for column, error in enumerate(errors):
                     sums[column, part] += ((g @ error[likely]) * flat[part]).sum(-1)
             yield
-        tokens = sums.double().view(len(self.bank), *z.shape[:2]).square().mean(-1) / 2
-        self.costs[:, self.names.index(name)] += tokens.T.cpu()
+        for column, moved in enumerate(sums):
+            self._add(name, column, slice(None), moved.view(z.shape[:2]))
         z.backward(found.view_as(z))
         assert x.grad is not None
         return x.grad
@@ -154,7 +155,8 @@ class Chunk:
             for tap in taps:
                 for name in tap.consumers:
                     for column, error in enumerate(errors[name]):
-                        self._add(name, column, part, F.linear(inputs[tap.name], error), at_outputs[name])
+                        moved = F.linear(inputs[tap.name], error)
+                        self._add(name, column, part, (moved * at_outputs[name]).sum(-1))
             assert x.grad is not None
             before[part] = x.grad
         return before

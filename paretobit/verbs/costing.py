@@ -69,7 +69,7 @@ class Table:
         from paretobit import costs
         from paretobit.compress import sensitivity
 
-        work = Work(folder, costs.KIND, fingerprint)
+        work = Work(folder, costs.KIND, {**fingerprint, "table": costs.VERSION})
         if not work.finished(overwrite):
             models = self.bank
             windows = sensitivity.windows_of(self.corpus.ids, COST_WINDOWS)[shard]

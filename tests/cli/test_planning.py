@@ -186,7 +186,8 @@ def test_predictions_are_corrected_by_what_was_measured() -> None:
     without any nothing moves."""
     random = np.random.default_rng(0)
     names = (EMBED, *(f"t{i}" for i in range(20)))
-    table = Costs("m", {}, names, ("w2t", "w4t", "w8"), random.random((3, 21, 3)).astype(np.float32))
+    seen = random.random((3, 21, 3)).astype(np.float32)
+    table = Costs("m", {}, names, ("w2t", "w4t", "w8"), seen, np.zeros_like(seen))
     true = table.mean() * [2.0, 1.1, 1]
     true[0] = table.mean()[0] * [3, 1.2, 1]
     measured = []
@@ -212,7 +213,8 @@ def test_luck_is_taken_out_of_costs_and_what_is_no_luck_stays() -> None:
     true = size * [16, 4, 1, 0.25, 0.06]
     seen = true * np.exp(random.uniform(-1.1, 1.1, true.shape))
     seen[1, 2], seen[2, 3] = 0, true[2, 3] / 1000
-    found = Costs("m", {}, names, ("w1t", "w2t", "w3t", "w4t", "w5"), np.repeat(seen[None], 2, 0)).typical()
+    schemes, twice = ("w1t", "w2t", "w3t", "w4t", "w5"), np.repeat(seen[None], 2, 0)
+    found = Costs("m", {}, names, schemes, twice, np.zeros_like(twice)).typical()
     assert found[[0, 1]] == pytest.approx(seen[[0, 1]])
     assert found[2, 3] == pytest.approx(seen[2, 3])
     before, after = (np.abs(np.log(each[3:] / true[3:])).mean() for each in (seen, found))

@@ -47,11 +47,12 @@ def costs_of(made: Made, windows: np.ndarray, folder: Path) -> np.ndarray:
 
 def by_hand(source: Checkpoint, units: dict[str, Units], windows: np.ndarray, drawn: Tensor) -> np.ndarray:
     """½ mean over tokens of (d log p(y) / d s)², s a number a token that scales what rounding moves there; by autograd
-    through the whole model at once, a scheme and a matrix at a time. drawn: y, (windows, tokens)."""
+    through the whole model at once, a scheme and a matrix at a time. drawn: y, (windows, tokens). And of that mean what
+    the first token adds."""
     arch, ids = source.arch, torch.from_numpy(windows)
     decoder = Decoder(source)
     names = matrices(arch)
-    found = np.zeros((len(windows), len(names), len(units)))
+    found = np.zeros((2, len(windows), len(names), len(units)))
     for column, model in enumerate(units.values()):
         for row, name in enumerate(names):
             error = model.tensor(name) - decoder.tensor(name)
@@ -83,9 +84,8 @@ def by_hand(source: Checkpoint, units: dict[str, Units], windows: np.ndarray, dr
             if name == head:
                 logits = logits + steps[0][..., None] * F.linear(z.detach(), error)
             F.log_softmax(logits, -1).gather(-1, drawn[..., None]).sum().backward()
-            found[:, row, column] = sum(
-                (s.grad.double().square().mean(-1) / 2).numpy() for s in steps if s.grad is not None
-            )
+            nats = sum((s.grad.double().square() / 2).numpy() for s in steps if s.grad is not None)
+            found[:, :, row, column] = nats.mean(-1), nats[:, 0] / ids.shape[1]
     return found
 
 
@@ -103,8 +103,9 @@ def test_costs_are_squared_gradients_of_what_rounding_moves(
     monkeypatch.setattr(sensitivity, "WINDOWS_AT_ONCE", 1)
     found = costs_of(made, windows, tmp_path)
     expected = by_hand(source, units, windows, drawn)
-    assert (expected > 0).all()
-    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-4 * expected.max())
+    assert (expected[0] > 0).all() and (expected[1] > 0).mean() > 0.9
+    for ours, true in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, true, rtol=2e-3, atol=1e-4 * true.max())
 
 
 def divergence(source: Checkpoint, model: bank.Mixture, windows: np.ndarray) -> float:
@@ -184,19 +185,21 @@ def test_the_table_comes_back_and_merges(tmp_path: Path) -> None:
     tables = []
     for i in range(2):
         values = random.random((3, 2, 4)).astype(np.float32)
-        tables.append(costs.Costs("m" * 64, {"source": "x"}, ("a", "b"), SCHEMES, values))
+        tables.append(costs.Costs("m" * 64, {"source": "x"}, ("a", "b"), SCHEMES, values, values / 3))
         (tmp_path / str(i)).mkdir()
         tables[i].write(tmp_path / str(i), {})
         back = costs.read(tmp_path / str(i))
         assert back.per_window.tobytes() == values.tobytes()
+        assert back.first.tobytes() == (values / 3).tobytes()
         assert (back.model, back.names, back.schemes) == ("m" * 64, ("a", "b"), SCHEMES)
     both = costs.merge(tables)
-    assert both.per_window.shape == (6, 2, 4)
+    assert both.per_window.shape == both.first.shape == (6, 2, 4)
+    assert both.first == pytest.approx(both.per_window / 3)
     mean, stderr = both.predicted({"a": "w4t", "b": "w8"})
     sums = both.per_window[:, 0, 1].astype(np.float64) + both.per_window[:, 1, 3]
     assert mean == pytest.approx(sums.mean())
     assert stderr == pytest.approx(sums.std(ddof=1) / 6**0.5)
-    other = costs.Costs("n" * 64, {}, ("a", "b"), SCHEMES, tables[0].per_window)
+    other = costs.Costs("n" * 64, {}, ("a", "b"), SCHEMES, tables[0].per_window, tables[0].first)
     with pytest.raises(ParetobitError, match="cost tables of different model; hint: "):
         costs.merge([tables[0], other])
 
@@ -215,8 +218,8 @@ def test_the_table_comes_back_and_merges(tmp_path: Path) -> None:
 def test_a_damaged_table_is_named(tmp_path: Path, change: dict[str, object], said: str) -> None:
     import json
 
-    table = costs.Costs("m", {}, ("a", "b"), SCHEMES, np.ones((1, 2, 4), np.float32))
-    table.write(tmp_path, {})
+    ones = np.ones((1, 2, 4), np.float32)
+    costs.Costs("m", {}, ("a", "b"), SCHEMES, ones, ones).write(tmp_path, {})
     path = tmp_path / "paretobit.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ParetobitError, match="; hint: ") as why:
@@ -226,11 +229,27 @@ def test_a_damaged_table_is_named(tmp_path: Path, change: dict[str, object], sai
 
 
 @pytest.mark.parametrize(
-    ("bad", "said"), [(np.nan, "not finite"), (np.inf, "not finite"), (-1.0, "a cost is negative")]
+    ("whole", "first", "said"),
+    [
+        (np.nan, 0, "not finite"),
+        (np.inf, 0, "not finite"),
+        (-1, -2, "negative"),
+        (1, -1, "negative"),
+        (1, 2, "negative"),
+    ],
 )
-def test_costs_that_are_none_are_refused(tmp_path: Path, bad: float, said: str) -> None:
-    values = np.ones((1, 2, 4), np.float32)
-    values[0, 1, 2] = bad
-    costs.Costs("m", {}, ("a", "b"), SCHEMES, values).write(tmp_path, {})
+def test_costs_that_are_none_are_refused(tmp_path: Path, whole: float, first: float, said: str) -> None:
+    values = np.ones((2, 1, 2, 4), np.float32)
+    values[:, 0, 1, 2] = whole, first
+    costs.Costs("m", {}, ("a", "b"), SCHEMES, *values).write(tmp_path, {})
     with pytest.raises(ParetobitError, match=f"costs.safetensors: .*{said}.*; hint: "):
         costs.read(tmp_path)
+
+
+def test_of_the_first_position_a_part_is_left() -> None:
+    """Two matrices that cost the same, one of them at the first position alone."""
+    whole = np.ones((2, 2, 4))
+    first = whole * [[[1], [0]]]
+    left = costs.Costs("m", {}, ("a", "b"), SCHEMES, whole, first)
+    assert left.typical()[0] == pytest.approx(costs.FIRST * left.typical()[1])
+    assert left.mean() == pytest.approx(whole[0])
