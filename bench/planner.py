@@ -21,11 +21,11 @@ import numpy as np
 
 from bench.pictures import picture
 from paretobit import hardware, open_model
-from paretobit.arch.spec import EMBED
 from paretobit.budget import BYTES
 from paretobit.checkpoint.demo_text import other_text
 from paretobit.compress.apply import Job
 from paretobit.costs import Costs
+from paretobit.planfile import is_embedding
 from paretobit.scheme import parse
 from paretobit.sizes import tensor_bytes
 from paretobit.verbs.planning import Planner, planner_for
@@ -51,7 +51,7 @@ def uniform(planner: Planner) -> Iterator[tuple[str, dict[str, str]]]:
     names = [name for names in planner.members.values() for name in names]
     for i, blocks in enumerate(schemes):
         for ends in schemes[i : i + (3 if parse(blocks).weight.bits < 5 else 1)]:
-            yield f"{blocks}, embedding {ends}", {name: ends if name == EMBED else blocks for name in names}
+            yield f"{blocks}, embedding {ends}", {name: ends if is_embedding(name) else blocks for name in names}
 
 
 def random_mixtures(planner: Planner, count: int) -> Iterator[tuple[str, dict[str, str]]]:

@@ -72,15 +72,22 @@ void Session::compute_angles() {
 
 // ---- activations
 
+void Session::look_up(size_t token, float* out) const {
+  for (const Matrix& band : model_.embedding().matrices) {
+    if (token < band.layout.rows) return kernels_.row(band, token, out);
+    token -= band.layout.rows;
+  }
+}
+
 // The token's embedding, normed for the first layer.
 const float* Session::enter(size_t i, const float* norm, Scratch& scratch) {
   float* x = x_.get() + i * config_.hidden;
   float* normed = scratch.normed.get();
   if (const OwnedRotation* rotation = model_.embedding_rotation()) {
-    kernels_.row(model_.embedding(), size_t(tokens_[i].id), scratch.rotated.get());
+    look_up(size_t(tokens_[i].id), scratch.rotated.get());
     kernels_.unrotate_inputs(rotation->view(), scratch.rotated.get(), x);
   } else {
-    kernels_.row(model_.embedding(), size_t(tokens_[i].id), x);
+    look_up(size_t(tokens_[i].id), x);
   }
   if (config_.embed_scale != 1.0f) kernels_.scale(x, config_.embed_scale, config_.hidden);
   kernels_.rms_norm(x, norm, config_.hidden, config_.norm_eps, normed);
@@ -142,22 +149,22 @@ void Session::prepare(std::initializer_list<const Matrix*> matrices, const Owned
 
 // ---- matrices
 
-void Session::multiply(const Product& p, const Inputs& inputs, size_t first, size_t last) const {
-  kernels_.multiply(p.matrix, inputs, first, last, p.out, p.stride);
+void Session::multiply(const Product& p, size_t first, size_t last) const {
+  kernels_.multiply(p.matrix, p.inputs, first, last, p.out, p.stride);
   if (!p.bias) return;
   const Layout& l = p.matrix.layout;
   const size_t row = first * l.tile, count = std::min(last * l.tile, l.rows) - row;
-  for (size_t i = 0; i < inputs.count; ++i) kernels_.add(p.out + i * p.stride + row, p.bias + row, count);
+  for (size_t i = 0; i < p.inputs.count; ++i) kernels_.add(p.out + i * p.stride + row, p.bias + row, count);
 }
 
 // Rows that begin where a tile does.
-void Session::multiply_rows(const Product& p, const Inputs& inputs, size_t first, size_t last) const {
+void Session::multiply_rows(const Product& p, size_t first, size_t last) const {
   const size_t tile = p.matrix.layout.tile;
-  multiply(p, inputs, first / tile, (last + tile - 1) / tile);
+  multiply(p, first / tile, (last + tile - 1) / tile);
 }
 
-// Products with inputs_, the tiles of all matrices in a row.
-void Session::multiply(std::initializer_list<Product> products) {
+// The tiles of all matrices in a row.
+void Session::multiply(const std::vector<Product>& products) {
   size_t tiles = 0, bytes = 0;
   for (const Product& p : products) {
     tiles += p.matrix.layout.tiles;
@@ -165,13 +172,11 @@ void Session::multiply(std::initializer_list<Product> products) {
   }
   split(tiles, bytes * active_.size, [&](Range mine, size_t) {
     size_t before = 0;
-    const Inputs* inputs = inputs_;
     for (const Product& p : products) {
       const size_t count = p.matrix.layout.tiles;
       const Range own = overlap(mine, {before, before + count});
-      if (own.first < own.last) multiply(p, *inputs, own.first - before, own.last - before);
+      if (own.first < own.last) multiply(p, own.first - before, own.last - before);
       before += count;
-      ++inputs;
     }
   });
 }
@@ -187,16 +192,16 @@ void Session::project_heads(size_t layer) {
   });
   const size_t q_rows = q.layout.rows, kv_rows = k.layout.rows, stride = q_rows + 2 * kv_rows;
   float* out = qkv_.get();
-  multiply({{q, model_.vector(layer, Model::kQBias), out, stride},
-            {k, model_.vector(layer, Model::kKBias), out + q_rows, stride},
-            {v, model_.vector(layer, Model::kVBias), out + q_rows + kv_rows, stride}});
+  multiply({{q, inputs_[0], model_.vector(layer, Model::kQBias), out, stride},
+            {k, inputs_[1], model_.vector(layer, Model::kKBias), out + q_rows, stride},
+            {v, inputs_[2], model_.vector(layer, Model::kVBias), out + q_rows + kv_rows, stride}});
 }
 
 void Session::project_attended(size_t layer) {
   const Matrix& o = model_.matrix(layer, Model::kO);
   prepare({&o}, model_.rotation(layer, Model::kOIn),
           [&](size_t i, Scratch&) { return attended_.get() + i * o.layout.columns; });
-  multiply({{o, model_.vector(layer, Model::kOBias), out_.get(), o.layout.rows}});
+  multiply({{o, inputs_[0], model_.vector(layer, Model::kOBias), out_.get(), o.layout.rows}});
 }
 
 // Gates are applied where they are made: the same thread makes the same rows of both.
@@ -208,13 +213,13 @@ void Session::project_gates(size_t layer) {
   prepare({&gate, &up}, model_.rotation(layer, Model::kMlpIn),
           [&](size_t i, Scratch& scratch) { return advance(i, post_norm, norm, scratch.normed.get()); });
   const size_t rows = gate.layout.rows, bytes = gate.layout.tile_bytes + up.layout.tile_bytes;
-  const Product gates{gate, model_.vector(layer, Model::kGateBias), gates_.get(), rows};
-  const Product ups{up, model_.vector(layer, Model::kUpBias), up_.get(), rows};
+  const Product gates{gate, inputs_[0], model_.vector(layer, Model::kGateBias), gates_.get(), rows};
+  const Product ups{up, inputs_[1], model_.vector(layer, Model::kUpBias), up_.get(), rows};
   const size_t step = std::max(gate.layout.tile, up.layout.tile);  // rows: whole tiles of both
   split((rows + step - 1) / step, bytes * active_.size, [&](Range mine, size_t) {
     const size_t first = mine.first * step, last = std::min(mine.last * step, rows), count = last - first;
-    multiply_rows(gates, inputs_[0], first, last);
-    multiply_rows(ups, inputs_[1], first, last);
+    multiply_rows(gates, first, last);
+    multiply_rows(ups, first, last);
     for (size_t i = 0; i < active_.size; ++i)
       kernels_.gate(config_.activation, gates_.get() + i * rows + first, up_.get() + i * rows + first, count);
   });
@@ -224,16 +229,21 @@ void Session::project_down(size_t layer) {
   const Matrix& down = model_.matrix(layer, Model::kDown);
   prepare({&down}, model_.rotation(layer, Model::kDownIn),
           [&](size_t i, Scratch&) { return gates_.get() + i * down.layout.columns; });
-  multiply({{down, model_.vector(layer, Model::kDownBias), out_.get(), down.layout.rows}});
+  multiply({{down, inputs_[0], model_.vector(layer, Model::kDownBias), out_.get(), down.layout.rows}});
 }
 
 void Session::project_logits(float* logits) {
-  const Matrix& head = model_.head();
+  const std::vector<Matrix>& bands = model_.head().matrices;
   const float* post_norm = model_.vector(config_.layers() - 1, Model::kPostMlpNorm);
-  prepare({&head}, model_.head_rotation(), [&](size_t i, Scratch& scratch) {
+  prepare({&bands[0]}, model_.head_rotation(), [&](size_t i, Scratch& scratch) {
     return advance(i, post_norm, model_.final_norm(), scratch.normed.get());
   });
-  multiply({{head, nullptr, logits, config_.vocab}});
+  std::vector<Product> products;
+  for (const Matrix& band : bands) {
+    products.push_back({band, inputs_[0], nullptr, logits, config_.vocab});
+    logits += band.layout.rows;
+  }
+  multiply(products);
 }
 
 // ---- attention

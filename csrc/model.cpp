@@ -130,10 +130,23 @@ void Model::add_matrix(const std::string& role, size_t layer, const Stored& stor
   const bool top = role == "embed" || role == "head";
   require(layer < (top ? 1 : c.layers()), "a layer that the model does not have");
   require(role != "head" || !c.tied, "a head in a model whose embedding is one");
-  const size_t which = top ? 0 : find(kMatrixNames, role);
-  std::optional<Matrix>& at = top ? (role == "embed" ? embed_ : head_) : layers_[layer].matrices[which];
+  if (top) return add_band(role == "embed" ? embed_ : head_, role, stored);
+  const size_t which = find(kMatrixNames, role);
+  std::optional<Matrix>& at = layers_[layer].matrices[which];
   require(!at, "given twice: '" + role + "'");
-  at = top ? checked(stored, c.vocab, c.hidden) : checked(stored, rows[which], columns[which]);
+  at = checked(stored, rows[which], columns[which]);
+}
+
+void Model::add_band(Bands& bands, const std::string& role, const Stored& stored) {
+  require(bands.rows < config_.vocab, "given twice: '" + role + "'");
+  const size_t left = config_.vocab - bands.rows;
+  require(stored.rows >= 1 && stored.rows <= left,
+          "'" + role + "': " + std::to_string(stored.rows) + " rows where " + std::to_string(left) + " are missing");
+  const Matrix band = checked(stored, stored.rows, config_.hidden);
+  require(bands.matrices.empty() || bands.matrices[0].layout.same_columns(band.layout),
+          "'" + role + "': bands whose columns do not lie alike");
+  bands.matrices.push_back(band);
+  bands.rows += stored.rows;
 }
 
 size_t Model::length(VectorRole role) const {
@@ -186,7 +199,7 @@ void Model::add_rotation(const std::string& tap, size_t layer, OwnedRotation rot
 }
 
 void Model::seal() {
-  require(embed_ && (config_.tied || head_) && !final_norm_.empty(),
+  require(embed_.rows == config_.vocab && head().rows == config_.vocab && !final_norm_.empty(),
           "embedding, head or final norm is missing");
   for (const Layer& layer : layers_) {
     for (size_t i = 0; i < kMatrixRoles; ++i)

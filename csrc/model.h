@@ -46,6 +46,12 @@ struct Stored {
   Span<uint8_t> table = {};  // of a trellis
 };
 
+// A matrix in bands of rows, each in a format of its own.
+struct Bands {
+  std::vector<Matrix> matrices;
+  size_t rows = 0;
+};
+
 class Model {
  public:
   enum MatrixRole { kQ, kK, kV, kO, kGate, kUp, kDown, kMatrixRoles };
@@ -70,7 +76,8 @@ class Model {
 
   // These five throw std::invalid_argument, which names what is wrong, and then change nothing.
   explicit Model(Config config);
-  // role: "embed" or "head" (layer 0), or "q", "k", "v", "o", "gate", "up", "down" of a layer.
+  // role: "embed" or "head" (layer 0), or "q", "k", "v", "o", "gate", "up", "down" of a layer. Embedding and head may come
+  // in bands of rows, the first one first, whose columns lie alike.
   void add_matrix(const std::string& role, size_t layer, const Stored& stored);
   // role: "final_norm" (layer 0), or of a layer "attn_norm", "mlp_norm", "post_attn_norm", "post_mlp_norm",
   // "q_norm", "k_norm", "q_bias", "k_bias", "v_bias", "o_bias", "gate_bias", "up_bias", "down_bias". Norms
@@ -85,8 +92,8 @@ class Model {
 
   bool sealed() const { return sealed_; }
   const Config& config() const { return config_; }
-  const Matrix& embedding() const { return *embed_; }
-  const Matrix& head() const { return config_.tied ? *embed_ : *head_; }
+  const Bands& embedding() const { return embed_; }
+  const Bands& head() const { return config_.tied ? embed_ : head_; }
   const Matrix& matrix(size_t layer, MatrixRole role) const { return *layers_[layer].matrices[role]; }
   // Null where nothing is rotated.
   const OwnedRotation* rotation(size_t layer, Tap tap) const { return pointer(layers_[layer].rotations[tap]); }
@@ -108,11 +115,12 @@ class Model {
   static const OwnedRotation* pointer(const std::optional<OwnedRotation>& rotation) {
     return rotation ? &*rotation : nullptr;
   }
+  void add_band(Bands& bands, const std::string& role, const Stored& stored);
   size_t length(VectorRole role) const;  // 0 where the decoder has no such vector
 
   Config config_;
   std::vector<Layer> layers_;
-  std::optional<Matrix> embed_, head_;
+  Bands embed_, head_;
   std::optional<OwnedRotation> head_in_, embed_out_;
   std::vector<float> final_norm_;
   bool sealed_ = false;

@@ -84,7 +84,7 @@ std::vector<Session::Set> Session::make_sets() const {
     stage({of(Model::kGate), of(Model::kUp)});
     stage({of(Model::kDown)});
   }
-  stage({&model_.head()});
+  stage({&model_.head().matrices[0]});  // of all bands
   std::vector<Set> sets;
   for (const Size& size : sizes)
     sets.push_back({Buffer<int8_t>(kChunk * size.codes), Buffer<float>(kChunk * size.blocks),

@@ -76,6 +76,7 @@ class Session {
   };
   struct Product {
     const Matrix& matrix;
+    const Inputs& inputs;
     const float* bias;  // or null
     float* out;         // (active, stride)
     size_t stride;
@@ -105,9 +106,10 @@ class Session {
 
   template <class Source>
   void prepare(std::initializer_list<const Matrix*> matrices, const OwnedRotation* rotation, Source&& source);
-  void multiply(std::initializer_list<Product> products);
-  void multiply(const Product& product, const Inputs& inputs, size_t first, size_t last) const;
-  void multiply_rows(const Product& product, const Inputs& inputs, size_t first, size_t last) const;
+  void multiply(const std::vector<Product>& products);
+  void multiply(const Product& product, size_t first, size_t last) const;
+  void multiply_rows(const Product& product, size_t first, size_t last) const;
+  void look_up(size_t token, float* out) const;
   template <class Work>
   void split(size_t count, size_t bytes, Work&& work);
 

@@ -14,9 +14,11 @@ import numpy as np
 
 from paretobit import native, packing
 from paretobit.arch import Arch, Tap, resolve
+from paretobit.arch.spec import EMBED, HEAD
+from paretobit.bands import joined, under
 from paretobit.checkpoint.base import Checkpoint
 from paretobit.errors import ParetobitError
-from paretobit.planfile import Plan, check_covers, read_plan, rotation, static, taps
+from paretobit.planfile import Plan, check_covers, cut, read_plan, rotation, static, taps
 from paretobit.qtensor import QTensor
 from paretobit.rotation import Rotation
 from paretobit.scheme import FLOATS, Grid, Scheme, parse
@@ -57,8 +59,8 @@ class Artifact(Checkpoint):
             )
         check_manifest(self.manifest, str(self.folder / MANIFEST))
         self.config = read_json(self.folder / CONFIG)
-        self.arch: Arch = resolve(self.config)
         self.plan: Plan = read_plan(read_bytes(self.folder / PLAN), str(self.folder / PLAN))
+        self.arch: Arch = cut(resolve(self.config), self.plan)
         check_covers(self.plan, self.arch, str(self.folder / PLAN))
         if self.plan.model != self.manifest["model"]["hash"]:
             raise ParetobitError(f"{self.folder}: {PLAN} and {MANIFEST} speak of different models", hint=DAMAGED)
@@ -115,7 +117,10 @@ class Artifact(Checkpoint):
         return found
 
     def read(self, name: str, rows: slice | None = None) -> np.ndarray:
-        """float32, dequantized, in the model's basis."""
+        """float32, dequantized, in the model's basis; embedding and head by their own names, too, where they lie in
+        bands."""
+        if self.arch.cuts and name in (EMBED, HEAD):
+            return joined(self.arch, name, rows, self.read)
         kind = self.schemes[name].weight.kind
         if kind in FLOATS:
             found = self.file.read_float32(name, rows)
@@ -324,6 +329,7 @@ def documents(source: Checkpoint, plan: Plan, manifest: Mapping[str, object]) ->
 def packed_size(source: Checkpoint, plan: Plan, manifest: Mapping[str, object], exact: Callable[[str], bool]) -> int:
     """`size_bytes` of the artifact that `assemble` would write. exact: whether a tensor without a plan fits bf16."""
     found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    source = under(source, plan)
     for name in source.names():
         layer = plan.layers.get(name)
         scheme = layer.scheme if layer else parse("bf16") if exact(name) else EXACT

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from paretobit.arch.spec import EMBED, HEAD, band
 from paretobit.errors import ParetobitError
 from paretobit.planfile import is_embedding
 from paretobit.tensorfile import SafetensorsFile, write_arrays
 from paretobit.work import DAMAGED, MANIFEST, read_json, write_atomically
 
-KIND, VERSION = "costs", 2
+KIND, VERSION = "costs", 3
 FILE, ARRAYS = "costs.safetensors", ("costs", "first")
 MOST_SCHEMES = 64
 BLOCKS, ENDS, REST = 0, 1, "all other schemes"  # a table of schemes: of blocks; of embedding and head
@@ -37,6 +38,9 @@ WORTH, CARRIED_OUT = {"w1t": 1.6, "w1.5t": 1.25}, (1.255, 0.361)
 # attention sinks", 2023): much of what keys and values cost is one error of one token there. Of that so much is left
 # when a plan is carried out: 0.35 by models of Gemma 3, 0.48 by those of SmolLM2 (docs/decisions/017-first.md).
 FIRST = 0.4
+# Of what embedding and head cost, a part is taken to be spread evenly over the vocabulary, whatever the text at hand
+# uses: other texts have other words (docs/decisions/018-bands.md).
+EVENLY = 0.2
 LUCK = math.log(30)  # two costs of one matrix may be so far off what is usual between their schemes
 NOISE = 0.05  # of a measurement, a share
 
@@ -69,11 +73,18 @@ class Costs:
         """The mean, FIRST of what the first position costs, without luck: a block's matrix as far apart on two schemes
         as matrices are in the median.
 
+        What bands of embedding and head cost, EVENLY of it the same for every row.
         What an error does to one outstanding token can be much of what it costs, and hangs on which way it points.
         Rounded anew when a plan is carried out, it points elsewhere; a choice by the mean prefers what was lucky.
         What is further off than luck takes it stays as it was measured.
         """
         found = self.mean() - (1 - FIRST) * self.first.mean(0, dtype=np.float64)
+        for end in (EMBED, HEAD):
+            bands = {i: band(name)[1] for i, name in enumerate(self.names) if band(name)[0] == end}
+            if len(bands) > 1:
+                at, sizes = list(bands), np.array([rows.stop - rows.start for rows in bands.values()])
+                evenly = np.outer(sizes / sizes.sum(), found[at].sum(0))
+                found[at] = (1 - EVENLY) * found[at] + EVENLY * evenly
         rows = [i for i, name in enumerate(self.names) if side(name) == BLOCKS and (found[i] > 0).all()]
         if rows:
             logs = np.log(found[rows])

@@ -10,15 +10,15 @@ is all that can be said: no token takes less, and `Pace.bound` says so.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from paretobit.arch.spec import EMBED, Arch
+from paretobit.arch.spec import EMBED, Arch, band
 from paretobit.errors import ParetobitError
-from paretobit.planfile import Plan, rotation, taps
+from paretobit.planfile import Plan, cut, rotation, taps
 from paretobit.profile import ASSUMED_POWER, Hardware, Power, Speeds
 from paretobit.scheme import FLOATS, Scheme, parse, spell
 from paretobit.sizes import tensor_bytes
@@ -104,7 +104,7 @@ class Pace:
         return self.arch.shapes()
 
     def _is_lookup(self, name: str) -> bool:
-        return name == EMBED and not self.arch.tied
+        return band(name)[0] == EMBED and not self.arch.tied
 
     def _least_ms(self, nbytes: float) -> float:
         assert self.hardware.published is not None
@@ -123,6 +123,7 @@ class Predicted:
 
 def predict(arch: Arch, plan: Plan, hardware: Hardware, threads: int, context: int = CONTEXT) -> Predicted:
     """What a token of the plan takes, at the plan's own size."""
+    arch = cut(arch, plan)
     pace = Pace(arch, hardware, threads, bytes_read(arch, plan, context), context)
     turned = turned_taps(arch, plan)
     schemes = {name: layer.scheme for name, layer in plan.layers.items()}
@@ -138,8 +139,8 @@ def turned_taps(arch: Arch, plan: Plan) -> list[str]:
 
 def bytes_read(arch: Arch, plan: Plan, context: int = CONTEXT) -> int:
     """Bytes that a token reads: all matrices but an embedding that is only looked up, and the key-value cache."""
-    shapes = arch.shapes()
-    read = [name for name in plan.layers if name != EMBED or arch.tied]
+    shapes = cut(arch, plan).shapes()
+    read = [name for name in plan.layers if band(name)[0] != EMBED or arch.tied]
     return sum(tensor_bytes(plan.layers[name].scheme, shapes[name]) for name in read) + kv_bytes(arch, context)
 
 
@@ -196,6 +197,14 @@ def scheme_ns(speeds: Speeds, scheme: Scheme, threads: int) -> tuple[float, floa
         other, ratio = _relative(scheme, speeds.ns_per_weight)
     near, memory = (at_threads(table[other], threads) for table in (speeds.cached_ns_per_weight, speeds.ns_per_weight))
     return near * max(1.0, ratio), memory * ratio
+
+
+def knows(hardware: Hardware, schemes: Sequence[str]) -> bool:
+    """Whether the profile says how fast every one of these is."""
+    if hardware.speeds is None:
+        return hardware.published is not None
+    measured = {_kind(parse(spelled)) for spelled in hardware.speeds.ns_per_weight}
+    return all(_kind(parse(scheme)) in measured for scheme in schemes)
 
 
 def _relative(scheme: Scheme, measured: Collection[str]) -> tuple[str, float]:

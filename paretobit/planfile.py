@@ -6,13 +6,14 @@ import json
 import math
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 
 from paretobit.arch import Arch, Tap
-from paretobit.arch.spec import EMBED, HEAD
+from paretobit.arch.spec import EMBED, HEAD, band
 from paretobit.errors import ParetobitError
 from paretobit.rotation import Rotation
 from paretobit.scheme import FLOATS, STATIC, Grid, Scheme, parse, spell, wider
+from paretobit.trellis import RING
 from paretobit.work import parse_json
 
 PLAN_VERSION = 1
@@ -88,7 +89,14 @@ def matrices(arch: Arch) -> list[str]:
 
 
 def is_embedding(name: str) -> bool:
-    return name in (EMBED, HEAD)
+    """Whether a matrix is embedding or head, or a band of one."""
+    return band(name)[0] in (EMBED, HEAD)
+
+
+def cut(arch: Arch, plan: Plan) -> Arch:
+    """The architecture in the bands that a plan speaks of; whether they are all there, `check_covers` says."""
+    starts = sorted({band(name)[1].start or 0 for name in plan.layers if is_embedding(name)})
+    return replace(arch, cuts=tuple(starts[1:]))
 
 
 def uniform(
@@ -113,7 +121,7 @@ def uniform(
         EMBED: Layer(embedding, embed_method, params.get(embed_method, {})),
         HEAD: Layer(embedding, head_method, params.get(head_method, {})),
     }
-    layers = {name: ends.get(name, block) for name in matrices(arch)}
+    layers = {name: ends.get(band(name)[0], block) for name in matrices(arch)}
     # A trellis wants Gaussian weights, and so does one scale for a whole row; whoever shares a tap with one turns
     # along. Without a trellis nothing turns: it costs the runtime a pass over the activations.
     rotates = any(layer.scheme.weight.kind == "trellis" for layer in layers.values())
@@ -285,6 +293,8 @@ def check_covers(plan: Plan, arch: Arch, source: str) -> None:
         odd = sorted(wanted ^ given)[0]
         what = "is missing from" if odd in wanted else "is unknown to the model but stands in"
         raise ParetobitError(f"{odd} {what} {source}", hint="use a plan made for this model")
+    if any(start % RING for start in arch.cuts):
+        raise ParetobitError(f"{source}: a band that begins within {RING} rows", hint="take the plan of a packed model")
     known, seen = {tap.name for tap in taps(arch)}, set[str]()
     static(plan, arch)
     for transform in plan.transforms:

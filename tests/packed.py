@@ -17,7 +17,6 @@ from torch import Tensor
 
 import paretobit as pb
 from paretobit import trellis
-from paretobit.arch.spec import EMBED, HEAD
 from paretobit.artifact import Artifact, assemble, stored
 from paretobit.compress import estimate, model
 from paretobit.compress.model import Decoder
@@ -192,9 +191,8 @@ class Reference(Decoder):
             x = self.embed(torch.from_numpy(tokens))
             for layer in range(self.arch.layers):
                 x = self._through(layer, x)
-        head = EMBED if self.arch.tied else HEAD
-        y = self._spoil(self.head_input(x[:, first:]), head)
-        return torch.nn.functional.linear(y, self.tensor(head)).numpy()
+        y = self._spoil(self.head_input(x[:, first:]), self.arch.head_tap.consumers[0])
+        return self.multiplied_by_head(y).numpy()
 
     def _through(self, layer: int, x: Tensor) -> Tensor:
         consumers = {tap.name: tap.consumers[0] for tap in self.arch.taps(layer)}

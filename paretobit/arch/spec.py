@@ -9,10 +9,21 @@ Tensor names are Hugging Face's, since that is what users see: "model.layers.3.s
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 EMBED, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+
+
+BAND = re.compile(r"(.+)\[(\d{1,9}):(\d{1,9})\]")
+
+
+def band(name: str) -> tuple[str, slice]:
+    """The matrix that a name speaks of, and of which of its rows: all of them, but for a band ("…weight[0:8192]")."""
+    found = BAND.fullmatch(name)
+    return (found[1], slice(int(found[2]), int(found[3]))) if found else (name, slice(None))
 
 
 @dataclass(frozen=True)
@@ -85,7 +96,8 @@ class Arch:
     """A resolved decoder: dimensions and traits, no weights.
 
     ropes and windows have one entry a layer; a window is the number of newest positions a token attends to
-    (None = all). attn_scale multiplies q·k. activation is "silu" or "gelu_tanh".
+    (None = all). attn_scale multiplies q·k. activation is "silu" or "gelu_tanh". cuts: rows of the vocabulary at which
+    embedding and head are cut into bands, each a matrix of its own with a scheme of its own.
     """
 
     model_type: str
@@ -111,6 +123,12 @@ class Arch:
     ropes: tuple[Rope, ...]
     windows: tuple[int | None, ...]
     small_kv: bool = False
+    cuts: tuple[int, ...] = ()
+
+    def bands(self, name: str) -> tuple[str, ...]:
+        """The matrices that make up embedding or head: itself, or its bands."""
+        edges = (0, *self.cuts, self.vocab)
+        return tuple(f"{name}[{a}:{b}]" for a, b in itertools.pairwise(edges)) if self.cuts else (name,)
 
     def prefix(self, layer: int) -> str:
         return f"model.layers.{layer}."
@@ -134,12 +152,12 @@ class Arch:
 
     @property
     def head_tap(self) -> Tap:
-        return Tap("head_in", FINAL_NORM, (EMBED if self.tied else HEAD,), "norm", self.hidden)
+        return Tap("head_in", FINAL_NORM, self.bands(EMBED if self.tied else HEAD), "norm", self.hidden)
 
     @property
     def embed_tap(self) -> Tap:
         """The embedding's columns where no head shares them: nothing is multiplied there, but they have a basis too."""
-        return Tap("embed_out", EMBED, (EMBED,), "residual", self.hidden)
+        return Tap("embed_out", EMBED, self.bands(EMBED), "residual", self.hidden)
 
     def block_shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every tensor of one block."""
@@ -174,10 +192,12 @@ class Arch:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every tensor of the model; a tied head is listed once, as the embedding."""
-        shapes: dict[str, tuple[int, ...]] = {EMBED: (self.vocab, self.hidden)}
+        shapes: dict[str, tuple[int, ...]] = self._end_shapes(EMBED)
         for layer in range(self.layers):
             shapes |= self.block_shapes(layer)
         shapes[FINAL_NORM] = (self.hidden,)
-        if not self.tied:
-            shapes[HEAD] = (self.vocab, self.hidden)
-        return shapes
+        return shapes if self.tied else shapes | self._end_shapes(HEAD)
+
+    def _end_shapes(self, name: str) -> dict[str, tuple[int, ...]]:
+        edges = itertools.pairwise((0, *self.cuts, self.vocab))
+        return {part: (b - a, self.hidden) for part, (a, b) in zip(self.bands(name), edges, strict=True)}

@@ -19,6 +19,7 @@ from torch import Tensor
 from paretobit.arch import Tap
 from paretobit.arch.spec import EMBED, FINAL_NORM, HEAD
 from paretobit.artifact import RANGE, float_arrays, load_stored, stored
+from paretobit.bands import under
 from paretobit.checkpoint.base import Checkpoint
 from paretobit.compress import calibrate, estimate, fold, guide, methods, recover
 from paretobit.compress.basis import Basis, basis_of, restored
@@ -46,7 +47,7 @@ class Job:
 
     windows: int64 (n, tokens), this process's share; None where no method reads data. sequential: inputs of a block
     come from the blocks already rounded; else all statistics are the full-precision model's, from `stats` if given.
-    recover: None where the plan decides.
+    recover: None where the plan decides. The source becomes one in the plan's bands.
     """
 
     source: Checkpoint
@@ -58,6 +59,9 @@ class Job:
     recipe: Recipe = field(default_factory=Recipe)
     device: str = "cpu"
     world: World = field(default_factory=World)
+
+    def __post_init__(self) -> None:
+        self.source = under(self.source, self.plan)
 
     @property
     def recovers(self) -> bool:
@@ -273,23 +277,25 @@ def _ends(parts: Sequence[Part], decoder: Decoder, walk: calibrate.Walk | None) 
     """Embedding, final norm and head. A tied matrix is rounded once, under the head's statistics."""
     source, arch, world = parts[0].job.source, parts[0].job.source.arch, parts[0].job.world
     packed = [{FINAL_NORM: float_arrays(source.read(FINAL_NORM), None)[1]} for _ in parts]
-    for name in (EMBED,) if arch.tied else (EMBED, HEAD):
-        stats = None
-        if name in arch.head_tap.consumers:
-            needs = frozenset().union(*(part.job.needs([name]) for part in parts))
-            stats = walk.head(needs, world) if walk is not None and needs else _kept_stats(parts, arch.head_tap, [name])
-        turned = Turned(arch.head_tap if name in arch.head_tap.consumers else arch.embed_tap, stats, len(parts) == 1)
+    for end in (EMBED,) if arch.tied else (EMBED, HEAD):
+        names, stats = arch.bands(end), None
+        tap = arch.head_tap if names[0] in arch.head_tap.consumers else arch.embed_tap
+        if tap == arch.head_tap:
+            needs = frozenset().union(*(part.job.needs(names) for part in parts))
+            stats = walk.head(needs, world) if walk is not None and needs else _kept_stats(parts, tap, names)
+        turned = Turned(tap, stats, len(parts) == 1)
         for part, arrays in zip(parts, packed, strict=True):
             basis, mine = turned.under(part.job.plan)
+            if tap == arch.head_tap:
+                arrays.update(_range(part.job.plan, tap, mine))
+            for name in names:
 
-            def rows(chunk: slice, name: str = name, basis: Basis | None = basis) -> Tensor:
-                w = torch.from_numpy(source.read(name, chunk)).to(parts[0].job.device)
-                return w if basis is None else basis.forward(w)
+                def rows(chunk: slice, name: str = name, basis: Basis | None = basis) -> Tensor:
+                    w = torch.from_numpy(source.read(name, chunk)).to(parts[0].job.device)
+                    return w if basis is None else basis.forward(w)
 
-            layer = part.job.plan.layers[name]
-            if name in arch.head_tap.consumers:
-                arrays.update(_range(part.job.plan, arch.head_tap, mine))
-            arrays.update(_arrays(name, round_rows(part.job, layer, rows, source.shape(name), mine, 0)))
+                layer = part.job.plan.layers[name]
+                arrays.update(_arrays(name, round_rows(part.job, layer, rows, source.shape(name), mine, 0)))
     for part, arrays in zip(parts, packed, strict=True):
         _write(part.job, part.ends, arrays)
 

@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from paretobit import __version__, hardware
+from paretobit.arch.spec import band
 from paretobit.checkpoint.base import Checkpoint
 from paretobit.compress import apply, methods
 from paretobit.compress.apply import Job, Part
 from paretobit.compress.corpus import Corpus
 from paretobit.compress.units import Units
-from paretobit.planfile import ROTATE, Plan, uniform
+from paretobit.planfile import ROTATE, Plan, is_embedding, uniform
 from paretobit.progress import say
 from paretobit.scheme import parse
 from paretobit.sizes import human, tensor_bytes
@@ -75,10 +76,15 @@ class Mixture:
         self._last: tuple[str, np.ndarray] | None = None  # of an embedding that is read in pieces
 
     def read(self, name: str, rows: slice | None = None) -> np.ndarray:
-        if name not in self.chosen:
+        bands = self.arch.bands(name) if is_embedding(name) else (name,)
+        if not set(bands) <= set(self.chosen):
             return self.source.read(name, rows)
         if rows is None:
-            return self.bank[self.chosen[name]].tensor(name).numpy()
+            return np.concatenate([self._band(part) for part in bands])
         if self._last is None or self._last[0] != name:
             self._last = name, self.read(name)
         return self._last[1][rows]
+
+    def _band(self, name: str) -> np.ndarray:
+        whole, rows = band(name)
+        return self.bank[self.chosen[name]].tensor(whole, rows=rows).numpy()

@@ -131,7 +131,8 @@ class Student:
         """A matrix as rounded, float32 (out, in) in the model's basis; other tensors as the original's."""
         if name in self._kept:
             return self._kept[name]
-        value = self.units.tensor(name, self.device)
+        bands = self.arch.bands(name) if is_embedding(name) else (name,)
+        value = torch.cat([self.units.tensor(band, self.device) for band in bands])
         if self._keep:
             self._kept[name] = value
         return value
@@ -149,14 +150,20 @@ class Student:
     def watch(self, name: str, y: Tensor) -> Tensor:
         return y * (1 + self.deltas[name]) if name in self.deltas else y
 
+    def factors(self, end: str) -> Tensor:
+        """Of all rows of embedding or head: (vocab,)."""
+        ones = (torch.ones(rows, device=self.device) for rows in np.diff([0, *self.arch.cuts, self.arch.vocab]))
+        bands = zip(self.arch.bands(end), ones, strict=True)
+        return torch.cat([one + self.deltas[name] if name in self.deltas else one for name, one in bands])
+
     def embed(self, ids: Tensor) -> Tensor:  # (b, t) -> (b, t, hidden)
-        factor = 1 + self.deltas[EMBED][ids] if EMBED in self.deltas else torch.ones(1, device=self.device)
+        factor = self.factors(EMBED)[ids]
         return F.embedding(ids, self.rounded(EMBED)) * (self.arch.embed_scale * factor[..., None])
 
     def logits(self, x: Tensor) -> Tensor:  # (n, hidden) -> (n, vocab)
         z = self.decoder.normed(x, self.norm(FINAL_NORM))
-        name = EMBED if self.arch.tied else HEAD
-        return self.watch(name, F.linear(z, self.rounded(name)))
+        end = EMBED if self.arch.tied else HEAD
+        return F.linear(z, self.rounded(end)) * self.factors(end)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What the trained factors change in the file: scales and norms."""

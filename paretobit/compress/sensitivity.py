@@ -10,13 +10,14 @@ tensors are added up as if independent, and that is measured to hold from 8 bits
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paretobit.arch import Tap
+from paretobit.arch import Arch, Tap
 from paretobit.arch.spec import EMBED, HEAD
 from paretobit.checkpoint.base import Checkpoint
 from paretobit.compress.backward import forward, head_pieces
@@ -39,21 +40,24 @@ STATES_BYTES = 1 << 30  # hidden states between the blocks, of the windows that 
 
 
 def measure(
-    source: Checkpoint, bank: Mapping[str, Units], windows: np.ndarray, work: Work, device: str = "cpu"
-) -> np.ndarray:
+    source: Checkpoint, bank: Mapping[str, Units], windows: np.ndarray, work: Work, device: str = "cpu",
+    cuts: tuple[int, ...] = (),
+) -> np.ndarray:  # fmt: skip
     """Costs on windows (n, tokens) int64: float32 (2, n, matrices, schemes), nats a token, of all positions and of the
-    first. Resumable: what is done stays in the work folder until it goes.
+    first. cuts: rows at which embedding and head part into bands, which are matrices then. Resumable: what is done
+    stays in the work folder until it goes.
     """
     decoder = Decoder(source, device=device, keep=False)
     arch, size = source.arch, windows.shape[1]
     together = max(1, STATES_BYTES // (4 * (arch.layers + 1) * size * arch.hidden))
     starts, found = range(0, len(windows), together), []
-    steps = arch.layers + sum(1 for _ in pieces(arch.vocab, VOCABULARY_ROWS))
+    banded = replace(arch, cuts=cuts)
+    steps = arch.layers + len(rows_of(banded, arch.head_tap.consumers[0]))
     with progress(f"what every scheme costs {source.name}", len(starts) * steps) as advance:
         for start in starts:
             path = work.path(f"costs-{start:05d}.safetensors")
             if not path.exists():
-                chunk = Chunk(decoder, source, bank, windows[start : start + together], start)
+                chunk = Chunk(decoder, banded, bank, windows[start : start + together], start)
                 for _ in chunk.run():
                     advance(1)
                 write_arrays(path, {"costs": chunk.costs.numpy().astype(np.float32)})
@@ -63,8 +67,21 @@ def measure(
     return np.concatenate(found, axis=1)
 
 
-def table(source: Checkpoint, bank: Mapping[str, Units], calibration: Mapping[str, object], costs: np.ndarray) -> Costs:
-    return Costs(source.hash, calibration, tuple(matrices(source.arch)), tuple(bank), *costs)
+def table(
+    source: Checkpoint, bank: Mapping[str, Units], calibration: Mapping[str, object], costs: np.ndarray,
+    cuts: tuple[int, ...] = (),
+) -> Costs:  # fmt: skip
+    return Costs(source.hash, calibration, tuple(matrices(replace(source.arch, cuts=cuts))), tuple(bank), *costs)
+
+
+def rows_of(arch: Arch, end: str) -> list[tuple[int, slice]]:
+    """Embedding or head a piece at a time: the number of a band, and rows that lie in it."""
+    bands = enumerate(zip((0, *arch.cuts), (*arch.cuts, arch.vocab), strict=True))
+    return [
+        (number, slice(first + rows.start, first + rows.stop))
+        for number, (first, last) in bands
+        for rows in pieces(last - first, VOCABULARY_ROWS)
+    ]
 
 
 class Chunk:
@@ -72,11 +89,11 @@ class Chunk:
     positions and of the first."""
 
     def __init__(
-        self, decoder: Decoder, source: Checkpoint, bank: Mapping[str, Units], windows: np.ndarray, seed: int
+        self, decoder: Decoder, banded: Arch, bank: Mapping[str, Units], windows: np.ndarray, seed: int
     ) -> None:
-        self.decoder, self.bank = decoder, bank
+        self.decoder, self.banded, self.bank = decoder, banded, bank
         self.ids = torch.from_numpy(windows).to(decoder.device)
-        self.names = matrices(source.arch)
+        self.names = matrices(banded)
         self.costs = torch.zeros(2, len(windows), len(self.names), len(bank), dtype=torch.float64)
         self.generator = torch.Generator(decoder.device).manual_seed(seed)
 
@@ -89,8 +106,14 @@ class Chunk:
             gradient = self._block(layer, states.pop(), gradient)
             yield
         for column, error in enumerate(self._errors(EMBED)):
-            moved = F.embedding(self.ids, error) * arch.embed_scale
-            self._add(EMBED, column, slice(None), (moved * gradient).sum(-1))
+            moved = (F.embedding(self.ids, error) * arch.embed_scale * gradient).sum(-1)
+            for name, first, last in self._bands(EMBED):
+                self._add(name, column, slice(None), moved * ((first <= self.ids) & (self.ids < last)))
+
+    def _bands(self, end: str) -> Iterator[tuple[str, int, int]]:
+        """The bands of embedding or head, and where each begins and ends."""
+        cuts = self.banded.cuts
+        return zip(self.banded.bands(end), (0, *cuts), (*cuts, self.banded.vocab), strict=True)
 
     def _errors(self, name: str, rows: slice = slice(None)) -> list[Tensor]:
         """Q(W) - W on each scheme, (out, in)."""
@@ -112,8 +135,9 @@ class Chunk:
             z = decoder.head_input(x)
         flat = z.detach().flatten(0, 1)
         drawn, norm = self._draw(flat)
-        found, sums = torch.zeros_like(flat), torch.zeros(len(self.bank), len(flat), device=flat.device)
-        for rows in pieces(decoder.arch.vocab, VOCABULARY_ROWS):
+        bands = self.banded.bands(name)
+        found, sums = torch.zeros_like(flat), torch.zeros(len(bands), len(self.bank), len(flat), device=flat.device)
+        for number, rows in rows_of(self.banded, name):
             weight, errors = decoder.tensor(name, rows), self._errors(name, rows)
             for part in head_pieces(len(flat), len(weight)):
                 g = (F.linear(flat[part], weight) - norm[part, None]).exp_().neg_()
@@ -124,10 +148,14 @@ class Chunk:
                 likely = (g.abs().amax(0) > UNLIKELY).nonzero()[:, 0]
                 g = g[:, likely]
                 for column, error in enumerate(errors):
-                    sums[column, part] += ((g @ error[likely]) * flat[part]).sum(-1)
+                    sums[number, column, part] += ((g @ error[likely]) * flat[part]).sum(-1)
             yield
-        for column, moved in enumerate(sums):
-            self._add(name, column, slice(None), moved.view(z.shape[:2]))
+        for column in range(len(self.bank)):
+            moved = sums[:, column].view(len(bands), *z.shape[:2])
+            # What errors of two bands do at one token cancels out a little: bands share what they cost together.
+            shares = moved.sum(0).square().sum(-1) / moved.square().sum((0, 2)).clamp(min=1e-30)
+            for own, of_band in zip(bands, moved, strict=True):
+                self._add(own, column, slice(None), of_band * shares.sqrt()[:, None])
         z.backward(found.view_as(z))
         assert x.grad is not None
         return x.grad

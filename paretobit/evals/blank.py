@@ -20,6 +20,7 @@ import numpy as np
 from paretobit import __version__
 from paretobit.arch import resolve
 from paretobit.artifact import FORMAT, METADATA, TENSORS, Artifact, documents, file_order
+from paretobit.bands import under
 from paretobit.checkpoint.base import Checkpoint
 from paretobit.evals.latency import Clock, token_ids
 from paretobit.planfile import Plan
@@ -68,7 +69,7 @@ def blank(source: Checkpoint, plan: Plan) -> Iterator[Artifact]:
     with place as name:
         folder = Path(name)
         with disk_errors(folder):
-            _write(folder, source, plan)
+            _write(folder, under(source, plan), plan)
         yield Artifact(folder)
 
 

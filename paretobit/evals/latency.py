@@ -98,7 +98,8 @@ class Latency:
 
 def bytes_per_token(packed: Artifact) -> int:
     """Bytes of weights that one decoded token reads: all of them, but of an embedding apart from the head one row."""
-    lookup = 0 if packed.arch.tied else packed.nbytes(EMBED) * (1 - 1 / packed.arch.vocab)
+    rows = sum(packed.nbytes(name) for name in packed.arch.bands(EMBED))
+    lookup = 0 if packed.arch.tied else rows * (1 - 1 / packed.arch.vocab)
     return sum(map(packed.nbytes, packed.names())) - round(lookup)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from paretobit import native
 from paretobit.artifact import Artifact
 from paretobit.errors import ParetobitError
+from paretobit.exporters.joined import Joined
 from paretobit.pieces import pieces
 from paretobit.qtensor import QTensor, spread
 from paretobit.scheme import FLOATS, Grid, Scheme, parse
@@ -56,6 +57,8 @@ class Steps:
 def unfit(packed: Artifact, name: str) -> str:
     """Why a tensor is no matrix of steps in the model's basis; empty where it is one."""
     grid = packed.schemes[name].weight
+    if isinstance(packed, Joined) and name in packed.ends:
+        return "it lies in bands of rows, each with a scheme of its own"
     if grid.kind == "trellis":
         return "a trellis has no scale and integer code a weight"
     if grid.kind not in FLOATS and packed.rotation(name) is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from paretobit.arch.spec import EMBED, HEAD
+from paretobit.arch.spec import EMBED, HEAD, band
 from paretobit.artifact import RESULTS, Artifact
 from paretobit.errors import ParetobitError
 from paretobit.evals.energy import MEASURED, MODELLED
@@ -122,7 +122,9 @@ def _cells(made: Artifact) -> list[Cell]:
         places |= {made.arch.prefix(block) + name: (block, role) for name, role in ROLES.items()}
     cells = []
     for name, layer in made.plan.layers.items():
-        where, role = places.get(name, (None, name))
+        whole, rows = band(name)
+        where, role = places.get(whole, (None, whole))
+        role = role if whole == name else f"{role}, rows {rows.start} … {rows.stop - 1}"
         bits = 8 * made.nbytes(name) / math.prod(made.shape(name))
         cells.append(Cell(where, role, bits, str(layer.scheme), layer.method))
     return sorted(cells, key=lambda cell: -1 if cell.block is None else cell.block)

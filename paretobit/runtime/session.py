@@ -16,7 +16,7 @@ import numpy as np
 from paretobit import hardware, native
 from paretobit import kv as caches
 from paretobit.arch.rope import frequencies
-from paretobit.arch.spec import EMBED, FINAL_NORM, HEAD, Arch
+from paretobit.arch.spec import EMBED, FINAL_NORM, HEAD, Arch, band
 from paretobit.artifact import Artifact
 from paretobit.errors import ParetobitError
 from paretobit.kv import KV
@@ -303,8 +303,8 @@ def _add_rotations(model: Any, source: Artifact) -> None:
 
 def _role(arch: Arch, name: str) -> tuple[str, int]:
     """Role and layer of a tensor, as csrc/model.h calls them."""
-    if name in TOP:
-        return TOP[name], 0
+    if (whole := band(name)[0]) in TOP:
+        return TOP[whole], 0
     layer, _, part = name.removeprefix("model.layers.").partition(".")
     if part == "post_attention_layernorm.weight":  # what follows attention is a norm of its own, or the MLP's
         return ("post_attn_norm" if arch.post_norms else "mlp_norm"), int(layer)

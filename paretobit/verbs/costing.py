@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paretobit import bands
 from paretobit.costs import Costs
 from paretobit.errors import ParetobitError
 from paretobit.work import Work, cache_folder, disk_errors, remember, remembered
@@ -34,6 +35,7 @@ class Table:
         from paretobit import __version__, hardware
 
         self.source, self.corpus, self.schemes, self.device = source, corpus, tuple(schemes), device
+        self.cuts = bands.candidates(source.arch)
         self.given = given
         self.fingerprint = {
             "model": source.hash, "schemes": list(schemes), "calibration": corpus.record, "windows": COST_WINDOWS,
@@ -41,6 +43,11 @@ class Table:
         }  # fmt: skip
         digest = hashlib.sha256(json.dumps(self.fingerprint, sort_keys=True).encode()).hexdigest()
         self.folder = cache_folder() / "plans" / source.hash[:16] / digest[:16]
+
+    @property
+    def banded(self) -> Checkpoint:
+        """The source in all bands that may have schemes of their own."""
+        return bands.InBands(self.source, self.cuts)
 
     @cached_property
     def bank(self) -> dict[str, Units]:
@@ -74,8 +81,8 @@ class Table:
             models = self.bank
             windows = sensitivity.windows_of(self.corpus.ids, COST_WINDOWS)[shard]
             with work.open(overwrite):
-                found = sensitivity.measure(self.source, models, windows, work, self.device)
-                made = sensitivity.table(self.source, models, self.corpus.record, found)
+                found = sensitivity.measure(self.source, models, windows, work, self.device, self.cuts)
+                made = sensitivity.table(self.source, models, self.corpus.record, found, self.cuts)
                 with work.publish() as into:
                     made.write(into, work.fingerprint)
         return costs.read(folder)
@@ -102,7 +109,7 @@ class Measured:
         from paretobit.evals.divergence import compare
 
         windows = windows_of(self.table.corpus.ids, MEASURE_WINDOWS)
-        mixture = Mixture(self.table.source, self.table.bank, schemes)
+        mixture = Mixture(self.table.banded, self.table.bank, schemes)
         found = compare(self._decoder(mixture).logits, windows, self._original.logits)
         assert found.kl_divergence is not None
         row = {"schemes": dict(schemes), COST: found.kl_divergence["mean"]}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretobit.errors import ParetobitError
-from paretobit.planfile import FOLDS, ROTATE
+from paretobit.planfile import FOLDS, ROTATE, cut
 from paretobit.scheme import FLOATS
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def decide(source: Checkpoint, to: str | None, how: How, plan: str | None, optio
             "--plan already decides method, embed, transform and set", hint="drop them, or edit the plan"
         )
     decided = asked(source, to, how, plan, options)
-    check_feasible(decided, options, source.arch)
+    check_feasible(decided, options, cut(source.arch, decided))
     return decided
 
 
@@ -52,7 +52,7 @@ def asked(source: Checkpoint, to: str | None, how: How, plan: str | None, option
             raise ParetobitError(
                 f"{plan} was made for another model than {source.name}", hint="make a plan for this one"
             )
-        check_covers(decided, source.arch, plan)
+        check_covers(decided, cut(source.arch, decided), plan)
         return decided
     for name in transforms:
         if name not in (*FOLDS, ROTATE):
@@ -94,7 +94,7 @@ def _rounds_onto(method: str, grid: Grid) -> bool:
 
 def check_feasible(plan: Plan, options: Mapping[str, object], arch: Arch) -> None:
     """Raise before the work on what would be ignored or cannot be made: nothing asked for is dropped in silence."""
-    from paretobit.arch.spec import EMBED
+    from paretobit.arch.spec import EMBED, band
     from paretobit.compress import methods
 
     check_transforms(plan, arch)
@@ -117,7 +117,7 @@ def check_feasible(plan: Plan, options: Mapping[str, object], arch: Arch) -> Non
                 hint=f"use {methods.default(grid)}, or leave --method out",
             )
         lookup = methods.for_lookup(layer.method, layer.params, arch.tied)
-        if name == EMBED and grid.kind not in FLOATS and layer.method != lookup:
+        if band(name)[0] == EMBED and grid.kind not in FLOATS and layer.method != lookup:
             raise ParetobitError(
                 f"{layer.method} rounds by what is multiplied, and {name}, which is not the head, is only looked up",
                 hint=f"round it by {lookup}",

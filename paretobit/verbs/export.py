@@ -63,10 +63,12 @@ def export(
     from paretobit.artifact import Artifact
     from paretobit.checkpoint import open_model
     from paretobit.exporters import Request, find
+    from paretobit.exporters.joined import joined
 
     form, packed = find(to), open_model(out)
     if not isinstance(packed, Artifact):
         raise ParetobitError(f"{out} is not a packed model", hint="quantize it first, then export what that wrote")
+    packed = joined(packed)
     if int8 and not getattr(form, "INT8", False):
         raise ParetobitError(f"{to} has no static 8-bit activations", hint="leave --int8 out, or use --to onnx")
     if dtype is not None and dtype not in form.DTYPES:

@@ -3,7 +3,7 @@ models where the machine is this one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from paretobit import hardware
 from paretobit.budget import JOULES, MS, Budget
 from paretobit.hardware import Hardware
-from paretobit.pace import CONTEXT, Pace
+from paretobit.pace import CONTEXT, Pace, knows
 from paretobit.planfile import Plan, taps
 from paretobit.profile import ASSUMED_POWER
 from paretobit.progress import say
@@ -97,12 +97,16 @@ def timed_ms(source: Checkpoint, plan: Plan, threads: int) -> Spread:
     return measured_ms(source, plan, threads, prompt=context - TOKENS // 2)
 
 
-def machine_of(source: Checkpoint, name: str | None, budget: Budget, folder: Path) -> Machine | None:
-    """The machine called `name` (see hardware.find), else this one as probed; probed now where a limit of time or
-    energy asks for it, None where nothing does and nobody has."""
+def machine_of(
+    source: Checkpoint, name: str | None, budget: Budget, folder: Path, schemes: Sequence[str]
+) -> Machine | None:
+    """The machine called `name` (see hardware.find), else this one as probed, with these schemes; probed now where a
+    limit of time or energy asks for it, None where nothing does and nobody has."""
     if name is not None:
         return Machine(source, hardware.find(name), False, folder / "timed.jsonl")
     found = hardware.load_profile()
+    if found is not None and not knows(found, schemes):  # it was probed by a version that had fewer
+        found = None
     if found is None and (budget.ms_per_token is not None or budget.joules_per_token is not None):
         from paretobit.verbs.probe import probe
 

@@ -108,7 +108,7 @@ def plan(
 
     text = calib or SELF, settings.tokens, settings.seed
     chooser, corpus = planner_for(source, schemes, tied, job_of, text, wish.promised, costs)
-    chooser.machine = machine_of(source, machine, budget, chooser.table.folder)
+    chooser.machine = machine_of(chooser.source, machine, budget, chooser.table.folder, chooser.table.schemes)
     if shard is not None:
         return measured_shard(chooser, corpus, shard, Path(out or ""))
     chosen = [expected(chooser, budget, wish)] if wish else frontier(chooser)
@@ -180,8 +180,17 @@ def frontier(planner: Planner) -> list[Chosen]:
     return found
 
 
-def row_of(planner: Planner, found: Chosen) -> Row:
+def _embedding(planner: Planner, found: Chosen) -> str:
+    """Its scheme, or those of its widest and its narrowest band."""
     from paretobit.arch.spec import EMBED
+    from paretobit.scheme import parse
+
+    bands = {found.schemes[name] for name in planner.source.arch.bands(EMBED)}
+    widths = sorted(bands, key=lambda scheme: parse(scheme).weight.bits, reverse=True)
+    return widths[0] if len(widths) == 1 else f"{widths[0]} … {widths[-1]}"
+
+
+def row_of(planner: Planner, found: Chosen) -> Row:
     from paretobit.budget import JOULES, MS
 
     shapes, parameters = planner.source.arch.shapes(), planner.source.parameters
@@ -196,8 +205,8 @@ def row_of(planner: Planner, found: Chosen) -> Row:
     measured = None if math.isnan(found.measured) else found.measured
     timed = None if math.isnan(found.timed) else found.timed
     return Row(
-        found.size, bits, found.predicted, stderr, found.mixture, measured, found.gap, shares, found.schemes[EMBED],
-        found.used.get(MS), found.used.get(JOULES), timed,
+        found.size, bits, found.predicted, stderr, found.mixture, measured, found.gap, shares,
+        _embedding(planner, found), found.used.get(MS), found.used.get(JOULES), timed,
     )  # fmt: skip
 
 

@@ -10,11 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paretobit import bands
+from paretobit.arch.spec import EMBED, HEAD, band
 from paretobit.artifact import exact_bf16, packed_size
 from paretobit.budget import BYTES, JOULES, MS
 from paretobit.costs import WORTH, allowed, carried_out, factors, side
 from paretobit.errors import ParetobitError
-from paretobit.planfile import ROTATE, Layer, Plan, is_embedding, taps
+from paretobit.planfile import ROTATE, Plan, is_embedding, taps
 from paretobit.progress import say
 from paretobit.scheme import parse
 from paretobit.sizes import human, tensor_bytes
@@ -38,6 +40,7 @@ ROUNDS = 6
 MOST_TRIES, SAME_SIZE = 6, 0.05  # until a choice has the size that its speed was predicted for
 
 Completed = Callable[[Plan], tuple[Plan, Mapping[str, object]]]
+Members = Mapping[str, tuple[str, ...]]  # of every group that is stored alike, by its first
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Planner:
         self, table: Table, completed: Completed, tied: bool = False, promised: Mapping[str, float] | None = None,
         machine: Machine | None = None,
     ) -> None:  # fmt: skip
-        self.table, self.source, self.completed, self.promised = table, table.source, completed, promised or {}
+        self.table, self.source, self.completed, self.promised = table, table.banded, completed, promised or {}
         self.machine, self.members = machine, self._members(tied)
         self.measured: list[tuple[Mapping[str, str], float]] = []
 
@@ -83,14 +86,23 @@ class Planner:
         together = [tap.consumers for tap in taps(self.source.arch)]
         return {names[0]: names for names in (together if tied else [(n,) for tap in together for n in tap])}
 
-    def groups(self, pace: Pace | None = None) -> dict[str, list[Choice]]:
+    @cached_property
+    def _ways(self) -> list[Members]:
+        """To group what is alike: as `members`, and with embedding and head in one piece, which takes fewer words."""
+        ends = [end for end in (EMBED, HEAD) if self.source.arch.bands(end)[0] in self.members]
+        whole = {names[0]: names for names in map(self.source.arch.bands, ends)}
+        cut_up = {name for names in whole.values() for name in names}
+        blocks = {group: names for group, names in self.members.items() if group not in cut_up}
+        return [self.members] if whole.items() <= self.members.items() else [self.members, blocks | whole]
+
+    def groups(self, pace: Pace | None = None, members: Members | None = None) -> dict[str, list[Choice]]:
         """What there is to choose from, and what each takes. pace: for milliseconds and joules, too."""
         costs, shapes = self.table.costs, self.source.arch.shapes()
         row = {name: i for i, name in enumerate(costs.names)}
         mean, typical, together = costs.mean(), costs.typical(), factors(costs, self.measured)
         worth = together / factors(costs, []) * [WORTH.get(scheme, 1.0) for scheme in costs.schemes]
         found = {}
-        for group, names in self.members.items():
+        for group, names in (members or self.members).items():
             rows = [row[name] for name in names]
             added, mixture = typical[rows].sum(0) * worth[side(group)], mean[rows].sum(0) * together[side(group)]
             found[group] = [
@@ -104,7 +116,18 @@ class Planner:
         return found
 
     def choose(self, limits: Mapping[str, float], minimize: str = ADDED) -> Chosen:
-        """The best that fits. Raises Impossible naming what cannot be met.
+        """The best that fits. Raises Impossible naming what cannot be met."""
+        found: list[Chosen] = []
+        for number, members in enumerate(self._ways, 1):
+            try:
+                found.append(self._best(members, limits, minimize))
+            except Impossible:
+                if number == len(self._ways) and not found:
+                    raise
+        return min(found, key=lambda made: made.size if minimize == BYTES else made.predicted)
+
+    def _best(self, members: Members, limits: Mapping[str, float], minimize: str) -> Chosen:
+        """The best of one way to group matrices.
 
         What stands around the tensors depends on the choice: what it takes beyond the last try is set aside. So does
         speed, on the size of the whole: it is chosen again until the size is the one that was assumed.
@@ -112,8 +135,8 @@ class Planner:
         spent, pace, tries = 0.0, self._pace(limits.get(BYTES, self.source.bits16 / 4)), 0
         while True:
             fixed = {BYTES: spent, **(self.machine.fixed(pace) if self.machine and pace else {})}
-            found = solve(self.groups(pace), added_up(limits), minimize, fixed)
-            made = self._chosen(found.picked, found.totals, found.gap, limits)
+            found = solve(self.groups(pace, members), added_up(limits), minimize, fixed)
+            made = self._chosen(members, found.picked, found.totals, found.gap, limits)
             if made.size > limits.get(BYTES, made.size):
                 spent += max(1.0, made.size - limits[BYTES])
                 continue
@@ -140,15 +163,16 @@ class Planner:
             if all(used[name] <= limit for name, limit in added_up(limits).items()):
                 fits.append((used[minimize], picked, used))
         for _, picked, used in sorted(fits, key=lambda fit: fit[0]):
-            made = self._chosen(picked, used, 0.0, limits)
+            made = self._chosen(self.members, picked, used, 0.0, limits)
             if made.size <= limits.get(BYTES, made.size):
                 return made
         return None
 
     def _chosen(
-        self, picked: Mapping[str, str], used: Mapping[str, float], gap: float, limits: Mapping[str, float]
-    ) -> Chosen:
-        schemes = {name: picked[group] for group, names in self.members.items() for name in names}
+        self, members: Members, picked: Mapping[str, str], used: Mapping[str, float], gap: float,
+        limits: Mapping[str, float],
+    ) -> Chosen:  # fmt: skip
+        schemes = {name: picked[group] for group, names in members.items() for name in names}
         takes = {name: used[name] for name in (MS, JOULES) if name in used}
         expected = {COST: carried_out(used[ADDED]), **{name: value for name, value in takes.items() if name in limits}}
         plan, manifest = self.completed(self._plan(schemes, expected, limits))
@@ -156,9 +180,10 @@ class Planner:
         return Chosen(schemes, plan, expected[COST], used[MIXTURE], size, gap, used=takes)
 
     def _plan(self, schemes: Mapping[str, str], predicted: Mapping[str, float], limits: Mapping[str, float]) -> Plan:
-        layers: dict[str, Layer] = {}
-        for name, scheme in schemes.items():
-            layers[name] = self._uniform[scheme].layers[name]
+        layers = {
+            name: self._uniform[scheme].layers[band(name)[0]]
+            for name, scheme in bands.merged(self.source.arch, schemes).items()
+        }
         turned = ({"method": ROTATE, "seed": 0},)
         budget = {name: float(value) for name, value in {**limits, **self.promised}.items() if name != COST}
         machine = self.machine.hardware.hash if self.machine and not {MS, JOULES}.isdisjoint(limits) else None
@@ -168,7 +193,7 @@ class Planner:
     def _uniform(self) -> dict[str, Plan]:
         from paretobit.compress.bank import uniform_plan
 
-        return {scheme: uniform_plan(self.source, scheme) for scheme in self.table.schemes}
+        return {scheme: uniform_plan(self.table.source, scheme) for scheme in self.table.schemes}
 
     @cached_property
     def _floats(self) -> dict[str, bool]:

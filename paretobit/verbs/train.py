@@ -147,7 +147,7 @@ def trained_plan(
     embed, transforms = how
     from paretobit.compress import methods
     from paretobit.compress.trainable import trained
-    from paretobit.planfile import folding, static
+    from paretobit.planfile import cut, folding, static
 
     for name in options:
         methods.make_params(name, options[name], "train")
@@ -156,6 +156,11 @@ def trained_plan(
     if plan is not None and (embed or transforms or options):
         raise ParetobitError("--plan already decides embed, transform and set", hint="drop them, or edit the plan")
     wanted = asked(source, to, (None, embed, transforms), plan, {})
+    if cut(source.arch, wanted).cuts:
+        raise ParetobitError(
+            "embedding or head lie in bands of rows, and training knows them whole",
+            hint="give a plan or a model that has one scheme for each",
+        )
     if folding(wanted) or static(wanted, source.arch):
         raise ParetobitError(
             f"{plan or to} has factors or static activations, and training moves what they were measured on",

@@ -187,7 +187,7 @@ def granted(
 
     planner, _ = planner_for(source, wish.schemes, wish.tied, job_of, text, promised)
     if timed(budget):
-        planner.machine = machine_of(source, None, budget, planner.table.folder)
+        planner.machine = machine_of(planner.source, None, budget, planner.table.folder, planner.table.schemes)
     if wish.share is None:
         return carry(fitting(planner, budget, wish).plan, out, overwrite)
     return kept(planner, budget, wish, wish.share, Candidates(planner, wish, text, carry), out, overwrite)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,6 +143,22 @@ def test_a_size_alone_hangs_on_no_machine(
     monkeypatch.setattr(hardware, "load_profile", lambda *_: None)
     plan(str(model), fit=("50kB",), out=str(tmp_path / "b.json"), calib=str(text), **TEXT)
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+def test_a_profile_from_before_a_scheme_came_is_made_anew_where_it_is_needed(
+    model: Path, text: Path, tmp_path: Path, frontier: Frontier, machine: Hardware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from paretobit.verbs import probe
+
+    assert machine.speeds is not None
+    fewer = {name: value for name, value in machine.speeds.ns_per_weight.items() if name != "w1.5t"}
+    speeds = replace(machine.speeds, ns_per_weight=fewer, cached_ns_per_weight=fewer)
+    hardware.save_profile(replace(machine, speeds=speeds))
+    monkeypatch.setattr(probe, "probe", lambda: pytest.fail("probed"))
+    assert plan(str(model), calib=str(text), **TEXT).machine is None
+    monkeypatch.setattr(probe, "probe", lambda: Namespace(hardware=machine))
+    found = plan(str(model), fit=("5ms",), out=str(tmp_path / "plan.json"), calib=str(text), **TEXT)
+    assert found.rows[0].ms_per_token is not None
 
 
 def test_another_machine_by_name(

