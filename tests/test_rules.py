@@ -24,6 +24,7 @@ LAYERS = [
     {"native", "packing", "scales", "tensorfile", "profile"},
     {"arch", "hardware", "kv", "sizes", "speed"},
     {"checkpoint", "planfile"},
+    {"bands"},
     {"solve", "costs", "artifact", "pace"},
     {"exporters", "runtime", "evals", "reports"},
     {"compress", "server"},
