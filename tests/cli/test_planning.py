@@ -178,8 +178,7 @@ def test_matrices_that_are_tied_are_stored_alike_and_do_no_better(
     tied = plan(str(model), calib=str(text), tied=True, **TEXT)
     free = {row.bits_per_weight: row.kl_divergence for row in frontier.rows}
     for row in tied.rows[1:]:
-        # Bands of the embedding are named in the files, which a model of 25 kB feels.
-        near = [kl for bits, kl in free.items() if bits <= row.bits_per_weight * 1.1]
+        near = [kl for bits, kl in free.items() if bits <= row.bits_per_weight * 1.02]
         assert min(near) <= row.kl_divergence * 1.05
 
 
@@ -260,8 +259,8 @@ def test_only_what_is_far_from_expected_corrects_the_choice(
     assert rows[1.17].kl_divergence == rows[1].kl_divergence
     assert looked_at[1] == looked_at[1.17]
     assert len(looked_at[1]) <= 2
-    assert rows[1].weights["w3t"] > 0.15
-    assert rows[10].weights.get("w3t", 0) < 0.6 * rows[1].weights["w3t"]
+    assert rows[1].weights["w3t"] > 0.2
+    assert rows[10].weights.get("w3t", 0) < 0.1
     assert len(looked_at[10]) > 2
     assert rows[10].mixture == pytest.approx(rows[10].mixture_measured, rel=planning.USUAL)
 

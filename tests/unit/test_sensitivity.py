@@ -281,9 +281,9 @@ def test_a_damaged_table_is_named(tmp_path: Path, change: dict[str, object], sai
     [
         (np.nan, 0, "not finite"),
         (np.inf, 0, "not finite"),
-        (-1, -2, "negative"),
-        (1, -1, "negative"),
-        (1, 2, "negative"),
+        (-1, -2, "a cost is negative"),
+        (1, -1, "a cost is negative"),
+        (1, 2, "a cost is negative"),
     ],
 )
 def test_costs_that_are_none_are_refused(tmp_path: Path, whole: float, first: float, said: str) -> None:
